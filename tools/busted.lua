@@ -1,0 +1,4 @@
+-- Runs busted under the very interpreter this file is run with; the packaged launcher takes
+-- whichever Lua comes first in the path. Both ways out of the runner close the state, so that
+-- leaks and errors of closing are seen.
+require "busted.runner"({ standalone = false })

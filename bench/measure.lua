@@ -1,0 +1,97 @@
+-- What every measuring process shares: the memory in use, percentiles, the line it prints.
+
+local measure = {}
+
+---Resident memory of this process: VmRSS, the counter that /proc/self/statm gives in pages.
+---Garbage is collected first, so that only what is alive counts, unless `dirty` is set.
+---@param dirty? boolean
+---@return number bytes
+function measure.rss(dirty)
+  if not dirty then
+    collectgarbage()
+    collectgarbage()
+  end
+  local file <close> = io.open("/proc/self/status")
+  local kib = file and file:read("a"):match("VmRSS:%s*(%d+) kB")
+  return kib and tonumber(kib) * 1024 or measure.missing "no /proc/self/status here"
+end
+
+---@param list number[] is sorted in place
+---@param p number between 0 and 100
+---@return number # by nearest rank
+function measure.percentile(list, p)
+  table.sort(list)
+  return list[math.max(1, math.ceil(#list * p / 100))]
+end
+
+---@param list number[]
+---@return number
+function measure.mean(list)
+  local sum = 0
+  for i = 1, #list do
+    sum = sum + list[i]
+  end
+  return sum / #list
+end
+
+---@param lateness number[] seconds
+function measure.report_lateness(lateness)
+  measure.report { mean = measure.mean(lateness), p99 = measure.percentile(lateness, 99) }
+end
+
+---Prints the one line that the runner reads.
+---@param values table<string, number|string>
+function measure.report(values)
+  local parts = {}
+  for key, value in pairs(values) do
+    parts[#parts + 1] = ("%s=%s"):format(key, value)
+  end
+  table.sort(parts)
+  print(table.concat(parts, " "))
+end
+
+---Ends the process: what it was to measure cannot be measured here, which is not an error.
+---@param why string
+function measure.missing(why)
+  print("missing=" .. why)
+  os.exit(0)
+end
+
+---n timers spread evenly over one second, in an order that is scattered but the same for each
+---peer: a multiplicative step through 0 .. n-1 by a number that shares no factor with n.
+---@param n integer
+---@param lead number seconds until that second begins, enough to set all timers before the first
+---one is due; 0: each timer counts from when it is set, while others are still being set
+---@param now fun(): number
+---@return number[] lateness an empty list
+---@return fun(i: integer): number delay the seconds that timer i, set at this moment, shall take
+function measure.timers(n, lead, now)
+  local step = math.floor(n * 0.618) | 1
+  local function gcd(a, b)
+    return b == 0 and a or gcd(b, a % b)
+  end
+  while gcd(step, n) ~= 1 do
+    step = step + 2
+  end
+  local start = now() + lead
+  return {}, function(i)
+    local at = (i * step % n) / n
+    return lead > 0 and start + at - now() or at
+  end
+end
+
+---Runs the function named by the first command-line argument on the rest of them.
+---@param rows table<string, function>
+function measure.main(rows)
+  local row = rows[arg[1]]
+  if not row then
+    measure.missing("no such measurement: " .. tostring(arg[1]))
+  end
+  local args = {}
+  for i = 2, #arg do
+    args[#args + 1] = math.tointeger(arg[i]) or arg[i]
+  end
+  row(table.unpack(args))
+end
+
+return measure

@@ -1,0 +1,497 @@
+-- The benchmark: Opero beside what else is installed, as ratios. `make bench` runs this.
+--
+-- Each measurement is a process of its own that prints one line of key=value pairs. The rounds are
+-- interleaved (Opero, peer, peer, Opero, peer, ...), so that a machine that is slow for a while is
+-- slow for everybody, and the medians are compared.
+
+local HELP = [[
+usage: lua5.4 bench/run.lua [row ...] [--quick] [--rounds=N]
+
+rows:      %s (default: all of them)
+--quick    small numbers, one round: does everything work?
+--rounds=N how often each thing is measured (default: 3); the median counts
+]]
+
+local here = arg[0]:match("^(.*)/[^/]*$") or "."
+local top = here .. "/.."
+
+---@param word string
+---@return string # as one word for the shell
+local function quote(word)
+  return "'" .. word:gsub("'", "'\\''") .. "'"
+end
+
+---@return string output, boolean ok
+local function shell(command)
+  local pipe <close> = assert(io.popen(command .. " 2>&1"))
+  local output = pipe:read("a")
+  return output, pipe:close() == true
+end
+
+-- The programs ----------------------------------------------------------------------------------
+
+local LUA = ("env LUA_PATH=%s LUA_CPATH=%s %s "):format(
+  quote(("%s/?.lua;%s/lua/?.lua;%s/lua/?/init.lua;;"):format(here, top, top)),
+  quote(top .. "/build/lua/?.so;;"),
+  quote(arg[-1] or "lua5.4")
+)
+
+---@return string? command the first python3 on the PATH that has the module
+local function python(module)
+  for folder in (os.getenv("PATH") or ""):gmatch("[^:]+") do
+    local program = quote(folder .. "/python3")
+    if select(2, shell(("%s -c 'import %s'"):format(program, module))) then
+      return program .. " "
+    end
+  end
+end
+
+---@return string? command compiles the loop in C
+local function bare_c()
+  local cc = os.getenv("CC") or "cc"
+  local folder = quote(top .. "/build/bench")
+  local program = quote(top .. "/build/bench/bare")
+  local _, ok = shell(
+    ("mkdir -p %s && %s -std=c11 -D_POSIX_C_SOURCE=200809L -O2 -o %s %s %s"):format(
+      folder, cc, program, quote(here .. "/bare.c"), "$(pkg-config --cflags --libs lua5.4)"
+    )
+  )
+  return ok and program .. " " or nil
+end
+
+---@class Program
+---@field name string
+---@field command (fun(): string?)|string? what starts it, up to its arguments; nil: cannot be had
+---@field why? string said when it is not there
+
+---@param name string
+---@param file string
+---@return Program
+local function lua(name, file)
+  return { name = name, command = LUA .. quote(here .. "/" .. file) .. " " }
+end
+
+---@type table<string, Program>
+local programs = {
+  opero = lua("Opero", "ours.lua"),
+  cqueues = lua("cqueues", "peers/cqueues.lua"),
+  copas = lua("copas", "peers/copas.lua"),
+  luv = lua("luv", "peers/luv.lua"),
+  bare_lua = lua("bare Lua", "peers/bare.lua"),
+  bare_c = { name = "bare C", why = "no C compiler or no Lua headers", command = bare_c },
+  asyncio = {
+    name = "asyncio",
+    why = "no python3 with asyncio on the PATH",
+    command = function()
+      local start = python("asyncio")
+      return start and start .. quote(here .. "/peers/asyncio_peer.py") .. " "
+    end,
+  },
+  tenacity = {
+    name = "tenacity",
+    why = "no python3 with tenacity on the PATH",
+    command = function()
+      local start = python("tenacity")
+      return start and start .. quote(here .. "/peers/tenacity_peer.py") .. " "
+    end,
+  },
+}
+
+---@param program Program
+---@return string? command
+local function command_of(program)
+  if type(program.command) == "function" then
+    program.command = program.command()
+  end
+  return program.command
+end
+
+-- The rows --------------------------------------------------------------------------------------
+
+-- What a measurement gives: which value counts, whether more of it is better, how it is printed.
+local kinds = {
+  rate = {
+    more = true,
+    show = function(v)
+      return ("%.2f M/s"):format(v.rate / 1e6)
+    end,
+  },
+  mean = {
+    show = function(v)
+      return ("%.2f ms, p99 %.1f"):format(v.mean * 1e3, v.p99 * 1e3)
+    end,
+  },
+  bytes = {
+    show = function(v)
+      return ("%.0f B"):format(v.bytes)
+    end,
+  },
+  ns = {
+    show = function(v)
+      return ("%.0f ns"):format(v.ns)
+    end,
+  },
+  growth = {
+    show = function(v)
+      return ("%+.1f MiB in %.1f s"):format(v.growth / 2 ^ 20, v.seconds)
+    end,
+  },
+}
+
+---@class Goal
+---@field text string
+---@field than? string the peer that `ratio` is meant against
+---@field ratio? number
+---@field max? number the most that the value may be
+
+---@class Row
+---@field key string as given on the command line
+---@field kind string a key of kinds
+---@field peers string[] keys of programs
+---@field variants { what: string, args: string, goal?: Goal }[] what Opero is asked to do
+---@field peer_args? string where a peer is asked for something else than the first variant
+
+local function times(ratio, peer)
+  return { text = ("%gx %s"):format(ratio, peer), than = peer, ratio = ratio }
+end
+
+local ALL = { "cqueues", "copas", "luv", "asyncio", "bare_lua", "bare_c" }
+local LOOPS = { "cqueues", "copas", "luv", "asyncio" }
+
+---@param quick boolean
+---@return Row[]
+local function rows_for(quick)
+  local function n(full, small)
+    return quick and small or full
+  end
+  local timers, sleepers = n(100000, 10000), n(100000, 20000)
+  local calls, items = n(2000000, 100000), n(10000000, 200000)
+  local alive = n(200000, 20000)
+  return {
+    {
+      key = "spawn",
+      kind = "rate",
+      peers = ALL,
+      variants = {
+        {
+          what = ("spawn and finish, %d k alive"):format(alive // 1000),
+          args = ("spawn %d"):format(alive),
+          goal = times(2, "cqueues"),
+        },
+      },
+    },
+    {
+      key = "empty",
+      kind = "rate",
+      peers = { "cqueues", "asyncio", "bare_c" },
+      variants = {
+        {
+          what = "the same, nothing suspends",
+          args = ("empty %d"):format(alive),
+        },
+      },
+    },
+    {
+      key = "switch",
+      kind = "rate",
+      peers = ALL,
+      variants = {
+        {
+          what = "switch among 100 tasks",
+          args = ("switch 100 %d"):format(n(4000000, 200000)),
+          goal = times(5, "cqueues"),
+        },
+      },
+    },
+    {
+      key = "switch2",
+      kind = "rate",
+      peers = ALL,
+      variants = {
+        {
+          what = "switch between 2 tasks",
+          args = ("switch 2 %d"):format(n(4000000, 200000)),
+          goal = times(5, "cqueues"),
+        },
+      },
+    },
+    {
+      key = "timers",
+      kind = "mean",
+      peers = LOOPS,
+      variants = {
+        {
+          what = ("%d k timers over 1 s: lateness"):format(timers // 1000),
+          args = ("timers %d %d"):format(timers, n(2, 1)),
+          goal = { text = "mean < 1 ms", max = 0.001 },
+        },
+      },
+    },
+    {
+      key = "burst",
+      kind = "mean",
+      peers = LOOPS,
+      variants = {
+        {
+          what = "the same, set in that second",
+          args = ("timers %d 0"):format(timers),
+        },
+      },
+    },
+    {
+      key = "memory",
+      kind = "bytes",
+      peers = { "cqueues", "copas", "luv", "asyncio", "bare_lua" },
+      variants = {
+        {
+          what = "a sleeping task: resident memory",
+          args = ("memory %d"):format(sleepers),
+          goal = { text = "1.3 KiB", max = 1.3 * 1024 },
+        },
+      },
+    },
+    {
+      key = "call",
+      kind = "ns",
+      peers = { "bare_lua", "tenacity" },
+      peer_args = ("call %d"):format(n(2000000, 20000) // 10),
+      variants = {
+        { what = "call: bare pcall, in a task", args = ("call pcall %d task"):format(calls) },
+        { what = "call: FallbackChain, main chunk", args = ("call chain %d main"):format(calls) },
+        { what = "call: FallbackChain, in a task", args = ("call chain %d task"):format(calls) },
+        {
+          what = "call: retry + fallback, main chunk",
+          args = ("call retry %d main"):format(calls),
+          goal = { text = "300 ns", max = 300 },
+        },
+        {
+          what = "call: retry + fallback, in a task",
+          args = ("call retry %d task"):format(calls),
+          goal = { text = "300 ns", max = 300 },
+        },
+        {
+          what = "call: the same by the decorator",
+          args = ("call decorator %d task"):format(calls),
+          goal = { text = "300 ns", max = 300 },
+        },
+        { what = "call: all four, main chunk", args = ("call all %d main"):format(calls) },
+        { what = "call: all four, in a task", args = ("call all %d task"):format(calls) },
+      },
+    },
+    {
+      key = "imap",
+      kind = "growth",
+      peers = {},
+      variants = {
+        {
+          what = ("imap over %g M items: memory"):format(items / 1e6),
+          args = ("imap %d"):format(items),
+          goal = { text = "constant", max = 4 * 2 ^ 20 },
+        },
+      },
+    },
+  }
+end
+
+-- Measuring -------------------------------------------------------------------------------------
+
+---@return table<string, number>? values, string? why not
+local function measure(program, args)
+  local command = command_of(program)
+  if not command then
+    return nil, program.why
+  end
+  local output = shell(command .. args)
+  local last = output:match("([^\n]*)\n?$")
+  local why = last:match("^missing=(.*)")
+  if why then
+    return nil, why
+  end
+  local values = {}
+  for key, value in last:gmatch("(%w+)=(%S+)") do
+    values[key] = tonumber(value)
+  end
+  if not next(values) then
+    return nil, output:match("[^\n]+") or "it printed nothing"
+  end
+  if values.before then
+    values.growth = math.max(values.peak, values.after) - values.before
+  end
+  return values
+end
+
+---@param list table<string, number>[]
+---@param key string what to sort by
+---@return table<string, number>
+local function median(list, key)
+  table.sort(list, function(a, b)
+    return a[key] < b[key]
+  end)
+  return list[(#list + 1) // 2]
+end
+
+---@class Contestant
+---@field program Program
+---@field args string
+---@field values? table<string, number> the median
+---@field why? string why there are none
+
+---Measures all of them in turn, round by round.
+---@param contestants Contestant[]
+local function compete(contestants, kind, rounds)
+  local found = {}
+  for i = 1, #contestants do
+    found[i] = {}
+  end
+  for _ = 1, rounds do
+    for i, one in ipairs(contestants) do
+      if not one.why then
+        local values
+        values, one.why = measure(one.program, one.args)
+        table.insert(found[i], values)
+      end
+    end
+  end
+  for i, one in ipairs(contestants) do
+    one.values = median(found[i], kind)
+  end
+end
+
+-- The table -------------------------------------------------------------------------------------
+
+local FORMAT = "%-36s %-22s %-9s %-22s %7s  %-12s %s"
+
+local function line(...)
+  print((FORMAT:format(...):gsub("%s+$", "")))
+end
+
+---@param goal Goal
+---@param values table<string, number>
+local function met(goal, kind, values, ratio)
+  local fine
+  if goal.max then
+    fine = values[kind] <= goal.max
+  else
+    fine = ratio >= goal.ratio
+  end
+  return fine and "met" or "NOT MET"
+end
+
+---@param one Contestant Opero
+---@param peers Contestant[]
+local function show(variant, one, peers, kind)
+  local goal = variant.goal
+  local mine = one.values
+  local show_value = kinds[kind].show
+  local what, shown = variant.what, mine and show_value(mine) or "FAILED"
+  local function put(name, value, ratio, goal_here)
+    line(
+      what, shown, name, value, ratio and ("%.2fx"):format(ratio) or "",
+      goal_here and goal_here.text or "",
+      goal_here and (mine and met(goal_here, kind, mine, ratio) or "NOT MET") or ""
+    )
+    what, shown = "", ""
+  end
+  if goal and not goal.than then
+    put("", "", nil, goal)
+  end
+  for _, peer in ipairs(peers) do
+    if peer.values then
+      local ratio = mine and mine[kind] / peer.values[kind]
+      if ratio and not kinds[kind].more then
+        ratio = 1 / ratio
+      end
+      put(
+        peer.program.name, show_value(peer.values), ratio,
+        goal and goal.than == peer.program.name and goal or nil
+      )
+    else
+      put(peer.program.name, "- (" .. peer.why .. ")")
+    end
+  end
+  if what ~= "" then
+    put("", "")
+  end
+  if one.why then
+    print("  " .. one.why)
+  end
+end
+
+---@param row Row
+---@return boolean ok whether Opero could be measured
+local function run(row, rounds)
+  local all, own, peers = {}, {}, {}
+  for _, variant in ipairs(row.variants) do
+    local one = { program = programs.opero, args = variant.args }
+    table.insert(own, one)
+    table.insert(all, one)
+  end
+  for _, name in ipairs(row.peers) do
+    local one = { program = programs[name], args = row.peer_args or row.variants[1].args }
+    table.insert(peers, one)
+    table.insert(all, one)
+  end
+  compete(all, row.kind, rounds)
+  local ok = true
+  for i, variant in ipairs(row.variants) do
+    show(variant, own[i], peers, row.kind)
+    ok = ok and own[i].values ~= nil
+  end
+  return ok
+end
+
+-- The command line ------------------------------------------------------------------------------
+
+local function keys_of(rows)
+  local keys = {}
+  for _, row in ipairs(rows) do
+    table.insert(keys, row.key)
+  end
+  return table.concat(keys, " ")
+end
+
+local function refuse(message)
+  io.stderr:write("bench: ", message, "\n")
+  os.exit(2)
+end
+
+local function main(words)
+  local quick, rounds, wanted, any = false, nil, {}, false
+  for _, word in ipairs(words) do
+    local number = word:match("^%-%-rounds=(.*)$")
+    if word == "--help" then
+      io.write(HELP:format(keys_of(rows_for(false))))
+      os.exit(0)
+    elseif word == "--quick" then
+      quick = true
+    elseif number then
+      rounds = math.tointeger(tonumber(number))
+      if not rounds or rounds < 1 then
+        refuse("--rounds takes a positive integer, not '" .. number .. "'")
+      end
+    elseif word:sub(1, 1) == "-" then
+      refuse("unknown option '" .. word .. "' (see --help)")
+    else
+      wanted[word], any = true, true
+    end
+  end
+  local rows = rows_for(quick)
+  local known = " " .. keys_of(rows) .. " "
+  for word in pairs(wanted) do
+    if not known:find(" " .. word .. " ", 1, true) then
+      refuse(("no row '%s'; there are:%s"):format(word, known))
+    end
+  end
+
+  line("what", "Opero", "peer", "the peer's", "ratio", "goal", "")
+  local ok = true
+  for _, row in ipairs(rows) do
+    if not any or wanted[row.key] then
+      ok = run(row, rounds or (quick and 1 or 3)) and ok
+    end
+  end
+  print("\nRatio: how many times as good Opero is. Memory is the growth of VmRSS, per task.")
+  return ok
+end
+
+os.exit(main(arg))

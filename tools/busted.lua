@@ -1,4 +1,6 @@
 -- Runs busted under the very interpreter this file is run with; the packaged launcher takes
 -- whichever Lua comes first in the path. Both ways out of the runner close the state, so that
--- leaks and errors of closing are seen.
+-- leaks and errors of closing are seen. Lines go out one by one: a leak check that fails ends the
+-- process without flushing what it had to say.
+io.stdout:setvbuf("line")
 require "busted.runner"({ standalone = false })

@@ -107,7 +107,7 @@ can_be_root() {
 }
 
 apt_get() {
-    root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@" </dev/null
+    root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" </dev/null
 }
 
 lists_are_fresh=
@@ -123,7 +123,7 @@ install_packages() {
 posix_is_packaged() {
     version=$(apt-cache policy lua-posix 2>/dev/null | awk '$1 == "Candidate:" { print $2 }')
     [ -n "$version" ] && [ "$version" != "(none)" ] &&
-        dpkg --compare-versions "$version" ge "$posix_version"
+        quiet dpkg --compare-versions "$version" ge "$posix_version"
 }
 
 # This release's lua-posix knows no Lua 5.4, the next one's does and asks for nothing newer. It is
@@ -172,9 +172,9 @@ list_missing() {
         if posix_is_packaged; then
             printf '    apt-get install lua-posix\n'
         else
-            printf '    lua-posix %s or later: not in this release; from Debian %s, or by\n' \
+            printf '    lua-posix, version %s or later: from Debian %s when this release has an older one,\n' \
                 "$posix_version" "$next_release"
-            printf '    luarocks --lua-version 5.4 install luaposix\n'
+            printf '    or by luarocks --lua-version 5.4 install luaposix\n'
         fi
     fi
 }
@@ -184,6 +184,7 @@ stop() { # stop WHY
         printf "opero: 'make %s' needs what is missing here, and %s.\n" "$purpose" "$1"
         printf 'To be installed as root (names as in Debian):\n'
         list_missing
+        printf 'Or let root run: %s %s\n' "$0" "$purpose"
     } >&2
     exit 1
 }

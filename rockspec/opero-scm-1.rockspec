@@ -1,0 +1,51 @@
+rockspec_format = "3.0"
+package = "opero"
+version = "scm-1"
+source = {
+  -- This checkout: `luarocks make` builds it where it stands.
+  url = "git+file://.",
+}
+description = {
+  summary = "Runs operations that fail, stall or burn CPU, and gets them done",
+  detailed = [[
+A scheduler of tasks in C, with timers, readiness of descriptors, cancellation and a virtual clock
+for tests; and in Lua, on top of it, retries, fallbacks, rate and concurrency limits around any
+function, whether it suspends or not.]],
+  license = "MIT",
+  labels = { "async", "retry", "rate-limit", "scheduler", "coroutine" },
+}
+supported_platforms = { "unix" }
+dependencies = {
+  "lua >= 5.4, < 5.5",
+  "luaposix >= 36",
+}
+build = {
+  type = "builtin",
+  modules = {
+    ["opero.core"] = {
+      sources = {
+        "csrc/clock.c",
+        "csrc/timers.c",
+        "csrc/reactor.c",
+        "csrc/task.c",
+        "csrc/sync.c",
+        "csrc/loop.c",
+        "csrc/module.c",
+      },
+      incdirs = { "csrc" },
+    },
+    ["opero"] = "lua/opero/init.lua",
+    ["opero.backoff"] = "lua/opero/backoff.lua",
+    ["opero.batch"] = "lua/opero/batch.lua",
+    ["opero.check"] = "lua/opero/check.lua",
+    ["opero.combine"] = "lua/opero/combine.lua",
+    ["opero.concurrency"] = "lua/opero/concurrency.lua",
+    ["opero.errors"] = "lua/opero/errors.lua",
+    ["opero.fallback"] = "lua/opero/fallback.lua",
+    ["opero.matcher"] = "lua/opero/matcher.lua",
+    ["opero.orchestrate"] = "lua/opero/orchestrate.lua",
+    ["opero.orchestrator"] = "lua/opero/orchestrator.lua",
+    ["opero.rate_limit"] = "lua/opero/rate_limit.lua",
+    ["opero.retry"] = "lua/opero/retry.lua",
+  },
+}

@@ -3,7 +3,8 @@
 local top = io.popen("pwd"):read("l")
 
 -- What is started here must see a user's surroundings, not those of the run of the tests.
-local clean = "env -u LD_PRELOAD -u ASAN_OPTIONS -u UBSAN_OPTIONS -u MAKEFLAGS -u MFLAGS -u MAKELEVEL"
+local clean = "env -u LD_PRELOAD -u ASAN_OPTIONS -u UBSAN_OPTIONS"
+  .. " -u MAKEFLAGS -u MFLAGS -u MAKELEVEL"
   .. " -u LUA_PATH -u LUA_CPATH -u LUA_PATH_5_4 -u LUA_CPATH_5_4 -u LUAROCKS_CONFIG "
 
 --- What a command printed (errors too), and whether it exited with zero.
@@ -54,11 +55,11 @@ describe("packaging:", function()
 
   --- Runs the program on the files below `tree` alone, beside Lua's own.
   local function run_in(tree)
-    local output = must(("cd / && %s LUA_PATH='%s/share/lua/5.4/?.lua;%s/share/lua/5.4/?/init.lua;;' "
-      .. "LUA_CPATH='%s/lib/lua/5.4/?.so;;' lua5.4 '%s/program.lua'"):format(
-      clean, tree, tree, tree, folder))
-    assert.are.equal(("42\t3\n%s/share/lua/5.4/opero/init.lua\n%s/lib/lua/5.4/opero/core.so\n"):format(
-      tree, tree), output)
+    local files, modules = tree .. "/share/lua/5.4", tree .. "/lib/lua/5.4"
+    local output = must(("cd / && %s LUA_PATH='%s/?.lua;%s/?/init.lua;;' LUA_CPATH='%s/?.so;;' "
+      .. "lua5.4 '%s/program.lua'"):format(clean, files, files, modules, folder))
+    assert.are.equal(
+      ("42\t3\n%s/opero/init.lua\n%s/opero/core.so\n"):format(files, modules), output)
   end
 
   describe("the rock", function()
@@ -112,9 +113,10 @@ describe("packaging:", function()
   end)
 
   describe("make env", function()
-    it("prints lines that make the checkout usable from anywhere, whatever paths were set", function()
+    it("prints lines that make the checkout usable from anywhere, paths set or not", function()
       local output = must(("cd / && %s LUA_PATH_5_4='/elsewhere/?.lua' sh -c '"
-        .. 'eval "$(make -C "%s" -s env BUILD=build/env)" && lua5.4 "%s/program.lua" && echo "$LUA_PATH"'
+        .. 'eval "$(make -C "%s" -s env BUILD=build/env)" && '
+        .. 'lua5.4 "%s/program.lua" && echo "$LUA_PATH"'
         .. "'"):format(clean, top, folder))
       local expected = "42\t3\nTOP/lua/opero/init.lua\nTOP/build/env/lua/opero/core.so\n"
         .. "TOP/lua/?.lua;TOP/lua/?/init.lua;/elsewhere/?.lua\n"

@@ -29,7 +29,7 @@ ifeq ($(LUA_INCDIR),)
     $(addsuffix /lua.h,/usr/include/lua5.4 /usr/local/include/lua5.4 /usr/local/include /usr/include))))
 endif
 
-flags := -std=c11 -D_GNU_SOURCE -fPIC $(WARNINGS)
+flags := -std=c11 -D_GNU_SOURCE= -fPIC $(WARNINGS)
 ifeq ($(filter poll,$(REACTOR)),poll)
   flags += -DOPERO_REACTOR_POLL
 endif

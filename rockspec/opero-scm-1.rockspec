@@ -32,7 +32,7 @@ build = {
         "csrc/loop.c",
         "csrc/module.c",
       },
-      defines = { "_GNU_SOURCE" },
+      defines = { "_GNU_SOURCE=" },
       incdirs = { "csrc" },
     },
     ["opero"] = "lua/opero/init.lua",

@@ -122,13 +122,11 @@ bench: ## measure, beside those peers that are installed
 spec: all ## run busted alone, on SPEC=path and in any variant, with ARGS
 	@tools/with-build.sh $(BUILD) $(LUA) tools/busted.lua $(ARGS) $(or $(SPEC),spec)
 
-c_files = $(wildcard csrc/*.[ch] spec/c/*.[ch] spec/embed/*.[ch])
-
 lint: ## luacheck, and the form of the C files
 	$(LUA) tools/test.lua --lint
 
 format: ## bring the C files into form
-	$(if $(c_files),$(CLANG_FORMAT) -i $(c_files))
+	find csrc spec bench examples -name '*.[ch]' -exec $(CLANG_FORMAT) -i {} +
 
 # --- installing ------------------------------------------------------------------------------
 

@@ -101,12 +101,12 @@ end
 local function check_style()
   run_check("luacheck", "luacheck --no-color -q " .. existing(
     "lua", "spec", "bench", "examples", "tools", ".busted"))
-  local c_files = existing("csrc/*.[ch]", "spec/c/*.[ch]", "spec/embed/*.[ch]")
   local version = output_of("clang-format --version 2>/dev/null"):match("version (%d+)")
   if version ~= "14" then
     print("clang-format 14 is not here, so the form of the C files is not checked")
-  elseif c_files ~= "" then
-    run_check("clang-format", "clang-format --dry-run -Werror " .. c_files)
+  else
+    run_check("clang-format", "find csrc spec bench examples -name '*.[ch]' "
+      .. "-exec clang-format --dry-run -Werror {} +")
   end
 end
 

@@ -112,12 +112,15 @@ apt_get() {
 }
 
 lists_are_fresh=
+refresh_lists() {
+    [ -z "$lists_are_fresh" ] || return 0
+    # A foreign source that does not answer is no reason to stop: what is installed next decides.
+    apt_get update || say "apt-get update was not complete; going on with what it has"
+    lists_are_fresh=yes
+}
+
 install_packages() {
-    if [ -z "$lists_are_fresh" ]; then
-        # A foreign source that does not answer is no reason to stop: the install below decides.
-        apt_get update || say "apt-get update was not complete; going on with what it has"
-        lists_are_fresh=yes
-    fi
+    refresh_lists
     apt_get install -y --no-install-recommends "$@"
 }
 
@@ -159,6 +162,7 @@ posix_from_luarocks() {
 
 install_posix() {
     if quiet command -v apt-get; then
+        refresh_lists
         posix_is_packaged && install_packages lua-posix && return
         say "the packaged lua-posix has no Lua 5.4 build; trying Debian $next_release's"
         posix_from_next_release && return

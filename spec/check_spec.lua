@@ -214,7 +214,7 @@ describe("a callable", function()
       refused(check.callables, { nil, print }, "p").message)
     assert.equal("p[1]: expected a function, got nil",
       refused(check.callables, { [math.maxinteger] = print }, "p").message)
-    assert.equal("p.x: expected a list of functions, without other keys, got a function",
+    assert.equal("p.x: expected nothing: a list has no such key, got a function",
       refused(check.callables, { print, x = print }, "p").message)
     assert.equal("p[0]", refused(check.callables, { [0] = print }, "p").path)
     assert.equal("p[1.5]", refused(check.callables, { [1.5] = print }, "p").path)

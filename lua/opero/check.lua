@@ -83,6 +83,22 @@ function check.callable(value, path)
   return value
 end
 
+--- The last index of a table that is to be a list: behind a hole too, where `#` may not look.
+--- Raises ConfigError for keys a list has not.
+---@param list table
+---@param path string
+---@return integer
+function check.last_index(list, path)
+  local last = 0
+  for key, element in next, list do
+    if math.type(key) ~= "integer" or key < 1 then
+      check.fail(check.join(path, key), element, "nothing: a list has no such key")
+    end
+    last = math.max(last, key)
+  end
+  return last
+end
+
 --- Takes one function or a list of them; returns a list of its own.
 --- Raises ConfigError.
 ---@param value any
@@ -94,15 +110,8 @@ function check.callables(value, path)
   elseif type(value) ~= "table" then
     check.fail(path, value, "a function or a list of functions")
   end
-  local last = 0
-  for key, element in next, value do
-    if math.type(key) ~= "integer" or key < 1 then
-      check.fail(check.join(path, key), element, "a list of functions, without other keys")
-    end
-    last = math.max(last, key)
-  end
   local list = {}
-  for i = 1, last do
+  for i = 1, check.last_index(value, path) do
     list[i] = check.callable(value[i], check.join(path, i))
   end
   return list

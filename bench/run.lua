@@ -30,9 +30,10 @@ end
 
 -- The programs ----------------------------------------------------------------------------------
 
+-- What the environment names comes first, then the build of this checkout.
 local LUA = ("env LUA_PATH=%s LUA_CPATH=%s %s "):format(
-  quote(("%s/?.lua;%s/lua/?.lua;%s/lua/?/init.lua;;"):format(here, top, top)),
-  quote(top .. "/build/lua/?.so;;"),
+  quote(("%s/?.lua;%s;%s/lua/?.lua;%s/lua/?/init.lua"):format(here, package.path, top, top)),
+  quote(("%s;%s/build/lua/?.so"):format(package.cpath, top)),
   quote(arg[-1] or "lua5.4")
 )
 

@@ -46,6 +46,7 @@ build = {
     ["opero.matcher"] = "lua/opero/matcher.lua",
     ["opero.orchestrate"] = "lua/opero/orchestrate.lua",
     ["opero.orchestrator"] = "lua/opero/orchestrator.lua",
+    ["opero.outcome"] = "lua/opero/outcome.lua",
     ["opero.rate_limit"] = "lua/opero/rate_limit.lua",
     ["opero.retry"] = "lua/opero/retry.lua",
   },

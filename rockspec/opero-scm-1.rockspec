@@ -24,13 +24,15 @@ build = {
   modules = {
     ["opero.core"] = {
       sources = {
+        "csrc/calls.c",
         "csrc/clock.c",
-        "csrc/timers.c",
-        "csrc/reactor.c",
-        "csrc/task.c",
-        "csrc/sync.c",
+        "csrc/guard.c",
         "csrc/loop.c",
         "csrc/module.c",
+        "csrc/reactor.c",
+        "csrc/sync.c",
+        "csrc/task.c",
+        "csrc/timers.c",
       },
       defines = { "_GNU_SOURCE=" },
       incdirs = { "csrc" },

@@ -1,0 +1,707 @@
+#include "calls.h"
+#include "loop.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void check_callable(lua_State *L, int arg) {
+    if (lua_isfunction(L, arg))
+        return;
+    if (luaL_getmetafield(L, arg, "__call") == LUA_TNIL)
+        luaL_typeerror(L, arg, "function");
+    lua_pop(L, 1);
+}
+
+/* ---- running and spawning ------------------------------------------------------------------- */
+
+static int await_ended(lua_State *L, int status, lua_KContext context);
+
+static void leave_await(Loop *loop, Task *task) {
+    (void)loop;
+    task_remove_awaiter(task->object, task);
+}
+
+static bool undo_await(lua_State *L, Loop *loop, Task *task) {
+    Task *awaited = task->object;
+    (void)L, (void)loop;
+    awaited->flags &= (uint8_t)~TASK_IS_AWAITED; /* its error has reached nobody after all */
+    return true;
+}
+
+static void describe_await(lua_State *L, Task *task) {
+    task_push_name(L, task->object, 0);
+    lua_pushfstring(L, "task:await ('%s')", lua_tostring(L, -1));
+    lua_remove(L, -2);
+}
+
+static const WaitKind wait_await = {
+    .name = "task:await", .describe = describe_await, .leave = leave_await, .undo = undo_await};
+
+/* Whether `task` would have to end before `awaited` can. */
+static bool is_ancestor(const Task *awaited, const Task *task) {
+    if (awaited->scope == NULL)
+        return false;
+    for (; task->home != NULL && task->home->owner != NULL; task = task->home->owner)
+        if (task->home->owner == awaited)
+            return true;
+    return false;
+}
+
+/* Awaits the task at index 1, with an optional timeout at index 2. */
+static int await_task(lua_State *L, Runtime *runtime, Task *me) {
+    Task *awaited = lua_touserdata(L, 1);
+    int64_t deadline_ns = check_deadline(L, runtime, 2);
+    if (awaited == me)
+        return luaL_error(L, "a task cannot await itself");
+    if (is_ancestor(awaited, me))
+        return luaL_error(L, "a task cannot await one above it, which ends only after it");
+    task_add_awaiter(awaited, me);
+    return task_suspend(L, runtime, me, &wait_await, NULL, awaited, deadline_ns, await_ended);
+}
+
+static int await_ended(lua_State *L, int status, lua_KContext context) {
+    Runtime *runtime = runtime_of(L);
+    (void)status, (void)context;
+    task_resumed(L, runtime, 2);
+    return task_deliver(L, runtime, 1);
+}
+
+static int call_run(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    Task *me;
+    check_callable(L, 1);
+    me = task_enter(L, runtime, "opero.run");
+    if (me == NULL)
+        return loop_run(L, runtime);
+    task_spawn(L, runtime, runtime->loop, scope_current(L, runtime), lua_gettop(L) - 1);
+    return await_task(L, runtime, me);
+}
+
+static int call_spawn(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    check_callable(L, 1);
+    task_spawn(L, runtime, runtime->loop, scope_current(L, runtime), lua_gettop(L) - 1);
+    return 1;
+}
+
+static int call_current(lua_State *L) {
+    const Runtime *runtime = runtime_of(L);
+    if (runtime->current == NULL)
+        return 0;
+    lua_rawgeti(L, UPVALUE_ANCHORS, runtime->current->anchor);
+    return 1;
+}
+
+static int call_yield(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    Task *me = task_enter(L, runtime, "opero.yield");
+    return me != NULL ? task_yield(L, runtime, me) : loop_call(L, runtime, call_yield);
+}
+
+static const WaitKind wait_sleep = {.name = "opero.sleep"};
+
+static int sleep_ended(lua_State *L, int status, lua_KContext context) {
+    (void)status, (void)context;
+    task_resumed(L, runtime_of(L), 0);
+    return 0;
+}
+
+static int call_sleep(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    int64_t duration_ns = check_duration(L, 1), deadline_ns;
+    Task *me = task_enter(L, runtime, "opero.sleep");
+    if (me == NULL)
+        return loop_call(L, runtime, call_sleep);
+    if (duration_ns == 0)
+        return task_yield(L, runtime, me);
+    deadline_ns = clock_add_ns(clock_now_ns(&runtime->loop->clock), duration_ns);
+    if (deadline_ns == CLOCK_NEVER && !runtime->loop->is_simulated)
+        deadline_ns--; /* until cancelled or interrupted: not a deadlock */
+    return task_suspend(L, runtime, me, &wait_sleep, NULL, NULL, deadline_ns, sleep_ended);
+}
+
+static int call_now(lua_State *L) {
+    lua_pushnumber(L, clock_to_seconds(clock_now_ns(&runtime_of(L)->loop->clock)));
+    return 1;
+}
+
+/* ---- task methods ------------------------------------------------------------------------------ */
+
+static int task_await(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    const Task *awaited = task_check(L, 1);
+    Task *me;
+    check_deadline(L, runtime, 2);
+    if (task_has_ended(awaited))
+        return task_deliver(L, runtime, 1);
+    me = task_enter(L, runtime, "task:await");
+    lua_settop(L, 2);
+    return me != NULL ? await_task(L, runtime, me) : loop_call(L, runtime, task_await);
+}
+
+/* Pushes the error of a cancellation for the reason at index 2. */
+static void push_cancelled(lua_State *L) {
+    const char *message = "cancelled";
+    lua_settop(L, 2);
+    if (lua_type(L, 2) == LUA_TSTRING)
+        message = lua_pushfstring(L, "cancelled: %s", lua_tostring(L, 2));
+    lua_pushvalue(L, 2);
+    runtime_push_error(L, "CancelledError", message, "reason");
+}
+
+static int task_cancel_(lua_State *L) {
+    Task *task = task_check(L, 1);
+    push_cancelled(L);
+    lua_pushboolean(L, task_cancel(L, runtime_of(L), task));
+    return 1;
+}
+
+static int task_status(lua_State *L) {
+    lua_pushstring(L, task_state_name(task_check(L, 1)));
+    return 1;
+}
+
+static int task_name(lua_State *L) {
+    Task *task = task_check(L, 1);
+    if (lua_isnoneornil(L, 2)) {
+        task_push_name(L, task, 1);
+        return 1;
+    }
+    luaL_argexpected(L, lua_type(L, 2) == LUA_TSTRING, 2, "string");
+    lua_settop(L, 2);
+    lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_NAMES);
+    lua_pushvalue(L, 1);
+    lua_pushvalue(L, 2);
+    lua_rawset(L, -3);
+    lua_settop(L, 1);
+    return 1;
+}
+
+static int task_traceback(lua_State *L) {
+    const Task *task = task_check(L, 1);
+    if (task->coroutine != NULL) {
+        luaL_traceback(L, task->coroutine, NULL, 0);
+        return 1;
+    }
+    if (task->state != TASK_FAILED || task->handed != OUTCOME_TABLE)
+        return 0;
+    lua_getiuservalue(L, 1, 1);
+    lua_rawgeti(L, -1, 2);
+    return 1;
+}
+
+static int task_tostring(lua_State *L) {
+    Task *task = task_check(L, 1);
+    task_push_name(L, task, 1);
+    lua_pushfstring(L, "%s: %s (%s)", TASK_METATABLE, lua_tostring(L, -1), task_state_name(task));
+    return 1;
+}
+
+/* ---- scopes -------------------------------------------------------------------------------------- *
+ *
+ * opero.scope, timeout and shield call a function with a scope open. Their stack is
+ *   1: the message handler   2: the handle, the seconds, or nil   3 ...: results, or the error
+ */
+enum { BODY_FAILED = 1, BODY_CUT_SHORT = 2 /* by this scope's own cancellation */, BODY_EXPIRED = 4 };
+
+static const WaitKind wait_scope = {.name = "the tasks of its scope",
+                                    .is_uninterruptible = true};
+
+static int raise_pending(lua_State *L, Task *me, int results) {
+    if ((me->flags & TASK_HAS_CANCEL) != 0 && task_push_cancellation(L, me))
+        return lua_error(L);
+    return results;
+}
+
+/* All children of the scope have ended. */
+static int scope_joined(lua_State *L, int status, lua_KContext has_waited) {
+    Runtime *runtime = runtime_of(L);
+    Task *me = runtime->current;
+    Scope *scope = me->scope;
+    int outcome = scope->outcome, kind = scope->kind;
+    int results = lua_gettop(L) - 2;
+    bool failed = (outcome & BODY_FAILED) != 0, was_cut = (outcome & BODY_CUT_SHORT) != 0;
+    bool has_expired = scope->has_expired && (was_cut || (outcome & BODY_EXPIRED) == 0);
+    bool took = scope_take_failures(L, runtime, scope, failed && !was_cut ? 3 : 0);
+    scope_close(L, runtime->loop, me);
+    (void)status;
+    if (took)
+        return runtime_rethrow(L);
+    if (failed && !was_cut) {
+        lua_settop(L, 3);
+        return runtime_rethrow(L);
+    }
+    if (has_expired) {
+        const char *message = lua_pushfstring(L, "timed out after %s s", luaL_tolstring(L, 2, NULL));
+        lua_pushvalue(L, 2);
+        runtime_push_error(L, "TimeoutError", message, "timeout");
+        return lua_error(L);
+    }
+    if (was_cut) /* by scope:cancel */
+        results = 0;
+    return has_waited || kind == SCOPE_SHIELD ? raise_pending(L, me, results) : results;
+}
+
+static int scope_waited(lua_State *L, int status, lua_KContext context) {
+    (void)context;
+    return scope_joined(L, status, 1);
+}
+
+static int scope_body_ended(lua_State *L, int status, lua_KContext context) {
+    Runtime *runtime = runtime_of(L);
+    Task *me = runtime->current;
+    Scope *scope = me->scope;
+    (void)context;
+    scope->outcome = scope->has_expired ? BODY_EXPIRED : 0;
+    if (status != LUA_OK && status != LUA_YIELD) {
+        scope->outcome |= BODY_FAILED;
+        if (scope->is_cancelled) {
+            lua_rawgetp(L, UPVALUE_ANCHORS, scope);
+            if (lua_rawequal(L, -1, 3))
+                scope->outcome |= BODY_CUT_SHORT;
+            lua_pop(L, 1);
+        } else if (scope->live > 0) {
+            runtime_push_error(L, "CancelledError", "the function of the scope failed", NULL);
+            scope_cancel(L, runtime, scope);
+            lua_pop(L, 1);
+        }
+    }
+    if (scope->live == 0)
+        return scope_joined(L, LUA_OK, 0);
+    scope->is_joining = true;
+    return task_suspend(L, runtime, me, &wait_scope, NULL, scope, CLOCK_NEVER, scope_waited);
+}
+
+/* Calls the function at index 3 with the arguments above it; 1 and 2 are set up already. */
+static int call_in_scope(lua_State *L) {
+    int status = lua_pcallk(L, lua_gettop(L) - 3, LUA_MULTRET, 1, 0, scope_body_ended);
+    return scope_body_ended(L, status, 0);
+}
+
+static int call_scope(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    Task *me;
+    Scope **handle;
+    check_callable(L, 1);
+    me = task_enter(L, runtime, "opero.scope");
+    if (me == NULL)
+        return loop_call(L, runtime, call_scope);
+    lua_settop(L, 1);
+    lua_pushcfunction(L, runtime_note_error);
+    lua_insert(L, 1);
+    handle = lua_newuserdatauv(L, sizeof *handle, 0);
+    *handle = NULL;
+    luaL_setmetatable(L, SCOPE_METATABLE);
+    lua_insert(L, 2);
+    lua_pushvalue(L, 2);
+    *handle = scope_open(L, me, SCOPE_GROUP);
+    (*handle)->handle = (void **)handle;
+    return call_in_scope(L);
+}
+
+static int call_timeout(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    Task *me;
+    int64_t deadline_ns = check_deadline(L, runtime, 1);
+    Scope *scope;
+    luaL_argexpected(L, lua_type(L, 1) == LUA_TNUMBER, 1, "number of seconds");
+    check_callable(L, 2);
+    me = task_enter(L, runtime, "opero.timeout");
+    if (me == NULL)
+        return loop_call(L, runtime, call_timeout);
+    lua_pushcfunction(L, runtime_note_error);
+    lua_insert(L, 1);
+    scope = scope_open(L, me, SCOPE_TIMEOUT);
+    if (deadline_ns != CLOCK_NEVER &&
+        !timers_add(&runtime->loop->timers, &scope->timer, deadline_ns)) {
+        scope_close(L, runtime->loop, me);
+        return luaL_error(L, "not enough memory");
+    }
+    return call_in_scope(L);
+}
+
+static int call_shield(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    Task *me;
+    check_callable(L, 1);
+    me = task_enter(L, runtime, "opero.shield");
+    if (me == NULL)
+        return loop_call(L, runtime, call_shield);
+    lua_pushcfunction(L, runtime_note_error);
+    lua_pushnil(L);
+    lua_rotate(L, 1, 2);
+    scope_open(L, me, SCOPE_SHIELD);
+    return call_in_scope(L);
+}
+
+static Scope *check_scope(lua_State *L, const char *method) {
+    Scope **handle = luaL_checkudata(L, 1, SCOPE_METATABLE);
+    if (*handle == NULL)
+        luaL_error(L, "%s: the scope has ended", method);
+    return *handle;
+}
+
+static int scope_spawn(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    Scope *scope = check_scope(L, "scope:spawn");
+    check_callable(L, 2);
+    task_spawn(L, runtime, task_loop(runtime, scope->owner), scope, lua_gettop(L) - 2);
+    return 1;
+}
+
+static int scope_cancel_(lua_State *L) {
+    Scope *scope = check_scope(L, "scope:cancel");
+    push_cancelled(L);
+    scope_cancel(L, runtime_of(L), scope);
+    return 0;
+}
+
+/* ---- descriptors ------------------------------------------------------------------------------------ */
+
+static void leave_fd(Loop *loop, Task *task) {
+    reactor_remove(&loop->reactor, task->object);
+    free(task->object);
+    task->object = NULL;
+}
+
+static bool undo_fd(lua_State *L, Loop *loop, Task *task) {
+    (void)L;
+    leave_fd(loop, task);
+    return true;
+}
+
+static const char *const directions[] = {"r", "w", "rw", NULL}; /* REACTOR_... minus 1 */
+
+static void describe_fd(lua_State *L, Task *task) {
+    const Watch *watch = task->object;
+    lua_pushfstring(L, "opero.wait (descriptor %d, \"%s\")", watch->fd,
+                    directions[watch->wanted - 1]);
+}
+
+static const WaitKind wait_fd = {
+    .name = "opero.wait", .describe = describe_fd, .leave = leave_fd, .undo = undo_fd};
+
+static int wait_ended(lua_State *L, int status, lua_KContext context) {
+    Runtime *runtime = runtime_of(L);
+    Watch watch;
+    (void)status, (void)context;
+    task_resumed(L, runtime, 3);
+    memcpy(&watch, runtime->current->object, sizeof watch);
+    free(runtime->current->object);
+    if (watch.error == EBADF)
+        return luaL_error(L, "opero.wait: descriptor %d was closed while it was waited for",
+                          watch.fd);
+    if (watch.error != 0)
+        return luaL_error(L, "opero.wait: descriptor %d: %s", watch.fd, strerror(watch.error));
+    lua_pushstring(L, directions[watch.ready - 1]);
+    return 1;
+}
+
+/* The descriptor of argument 1: a number, a file, or an object with a method that tells it. */
+static int check_fd(lua_State *L) {
+    static const char *const methods[] = {"getfd", "pollfd", "fileno", NULL};
+    const luaL_Stream *stream = luaL_testudata(L, 1, LUA_FILEHANDLE);
+    lua_Integer fd = -1;
+    int is_integer = 0;
+    if (stream != NULL) {
+        luaL_argcheck(L, stream->closef != NULL, 1, "the file is closed");
+        return fileno(stream->f);
+    }
+    if (lua_type(L, 1) == LUA_TNUMBER) {
+        fd = lua_tointegerx(L, 1, &is_integer);
+    } else if (lua_type(L, 1) == LUA_TTABLE || lua_type(L, 1) == LUA_TUSERDATA) {
+        bool has_method = false;
+        for (int i = 0; !has_method && methods[i] != NULL; i++) {
+            if (lua_type(L, 1) == LUA_TUSERDATA && luaL_getmetafield(L, 1, "__index") == LUA_TNIL)
+                break;
+            lua_settop(L, 3);
+            lua_getfield(L, 1, methods[i]);
+            has_method = !lua_isnil(L, -1);
+            if (has_method) {
+                lua_pushvalue(L, 1);
+                lua_call(L, 1, 1);
+                fd = lua_tointegerx(L, -1, &is_integer);
+                if (!is_integer)
+                    luaL_error(L, "opero.wait: the object's %s() gave no descriptor but %s",
+                               methods[i], luaL_tolstring(L, -1, NULL));
+            }
+        }
+        lua_settop(L, 3);
+        if (!has_method)
+            luaL_argerror(L, 1, "object has none of the methods getfd, pollfd and fileno");
+    } else {
+        luaL_typeerror(L, 1, "descriptor (an integer), file, or object with getfd, pollfd or fileno");
+    }
+    luaL_argcheck(L, is_integer && fd >= 0 && fd <= INT_MAX, 1,
+                  lua_pushfstring(L, "not a descriptor: %s", luaL_tolstring(L, 1, NULL)));
+    return (int)fd;
+}
+
+static int call_wait(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    uint8_t wanted = (uint8_t)(luaL_checkoption(L, 2, NULL, directions) + 1);
+    int64_t deadline_ns = check_deadline(L, runtime, 3);
+    Task *me;
+    Watch *watch;
+    int fd, error;
+    lua_settop(L, 3);
+    fd = check_fd(L);
+    me = task_enter(L, runtime, "opero.wait");
+    if (me == NULL)
+        return loop_call(L, runtime, call_wait);
+    watch = malloc(sizeof *watch);
+    if (watch == NULL)
+        return luaL_error(L, "not enough memory");
+    watch->fd = fd;
+    watch->owner = me;
+    watch->wanted = wanted;
+    error = reactor_add(&runtime->loop->reactor, watch);
+    if (error == 0)
+        return task_suspend(L, runtime, me, &wait_fd, NULL, watch, deadline_ns, wait_ended);
+    free(watch);
+    if (error != EPERM)
+        return luaL_error(L, "opero.wait: descriptor %d: %s", fd, strerror(error));
+    lua_pushvalue(L, 2); /* always ready: a regular file */
+    return 1;
+}
+
+/* ---- callbacks ---------------------------------------------------------------------------------------- */
+
+typedef struct Callback { /* a userdata; its user value is the packed arguments of resume */
+    Task *task;           /* that waits; NULL before and after */
+    bool is_used;
+} Callback;
+
+static void leave_callback(Loop *loop, Task *task) {
+    Callback *callback = task->object;
+    (void)loop;
+    callback->task = NULL;
+    callback->is_used = true;
+}
+
+static const WaitKind wait_callback = {.name = "opero.await (a callback)",
+                                       .leave = leave_callback};
+
+static int resume_callback(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    Callback *callback = lua_touserdata(L, UPVALUE_OWN);
+    int count = lua_gettop(L);
+    if (callback->is_used) {
+        lua_pushboolean(L, false);
+        return 1;
+    }
+    lua_createtable(L, count, 1);
+    lua_insert(L, 1);
+    lua_pushinteger(L, count);
+    lua_setfield(L, 1, "n");
+    for (; count > 0; count--)
+        lua_rawseti(L, 1, count);
+    lua_setiuservalue(L, UPVALUE_OWN, 1);
+    callback->is_used = true;
+    if (callback->task != NULL)
+        task_wake(task_loop(runtime, callback->task), callback->task, WAKE_OK, 0);
+    callback->task = NULL;
+    lua_pushboolean(L, true);
+    return 1;
+}
+
+static int callback_came(lua_State *L) {
+    lua_Integer count;
+    lua_getiuservalue(L, 1, 1);
+    lua_getfield(L, -1, "n");
+    count = lua_tointeger(L, -1);
+    luaL_checkstack(L, (int)count, "too many values");
+    for (lua_Integer i = 1; i <= count; i++)
+        lua_rawgeti(L, 2, i);
+    return (int)count;
+}
+
+static int callback_waited(lua_State *L, int status, lua_KContext context) {
+    (void)status, (void)context;
+    task_resumed(L, runtime_of(L), 0);
+    lua_settop(L, 1);
+    return callback_came(L);
+}
+
+static int callback_given(lua_State *L, int status, lua_KContext context) {
+    Runtime *runtime = runtime_of(L);
+    Callback *callback = lua_touserdata(L, 1);
+    (void)status, (void)context;
+    lua_settop(L, 1);
+    if (callback->is_used)
+        return callback_came(L);
+    callback->task = runtime->current;
+    return task_suspend(L, runtime, runtime->current, &wait_callback, NULL, callback, CLOCK_NEVER,
+                        callback_waited);
+}
+
+static int call_await(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    Callback *callback;
+    check_callable(L, 1);
+    if (task_enter(L, runtime, "opero.await") == NULL)
+        return loop_call(L, runtime, call_await);
+    lua_settop(L, 1);
+    callback = lua_newuserdatauv(L, sizeof *callback, 1);
+    callback->task = NULL;
+    callback->is_used = false;
+    lua_insert(L, 1);
+    lua_pushvalue(L, 1);
+    runtime_push_function(L, resume_callback, 1);
+    lua_callk(L, 1, 0, 0, callback_given);
+    return callback_given(L, LUA_OK, 0);
+}
+
+/* ---- generators that may suspend ------------------------------------------------------------------------ */
+
+#define UPVALUE_IS_WAITING lua_upvalueindex(5) /* it suspended its task, and is not to be resumed */
+
+static int generator_waited(lua_State *L, int status, lua_KContext context);
+
+/* Resumes the generator with the values on the stack. */
+static int generator_resume(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    lua_State *coroutine = lua_tothread(L, UPVALUE_OWN), *active = runtime->active;
+    int count = lua_gettop(L), status;
+    if (!lua_checkstack(coroutine, count))
+        return luaL_error(L, "too many arguments to a generator");
+    lua_xmove(L, coroutine, count);
+    if (runtime->current != NULL) /* it may suspend where its caller may */
+        runtime->active = L == active && lua_isyieldable(L) ? coroutine : NULL;
+    status = lua_resume(coroutine, L, count, &count);
+    runtime->active = active;
+    if (status == LUA_YIELD && runtime->is_suspending && runtime->current != NULL) {
+        lua_pushboolean(L, true);
+        lua_replace(L, UPVALUE_IS_WAITING);
+        return lua_yieldk(L, 0, 0, generator_waited);
+    }
+    if (status == LUA_OK || status == LUA_YIELD) {
+        luaL_checkstack(L, count, "too many results");
+        lua_xmove(coroutine, L, count);
+        return count;
+    }
+    lua_xmove(coroutine, L, 1);
+    status = lua_status(coroutine);
+    if (status != LUA_OK && status != LUA_YIELD) {
+#if LUA_VERSION_RELEASE_NUM >= 50406
+        status = lua_closethread(coroutine, L);
+#else
+        lua_pushvalue(L, -1);
+        lua_xmove(L, coroutine, 1);
+        status = lua_resetthread(coroutine);
+#endif
+        if (status != LUA_OK) {
+            lua_pop(L, 1);
+            lua_xmove(coroutine, L, 1);
+        }
+    }
+    return lua_error(L);
+}
+
+static int generator_waited(lua_State *L, int status, lua_KContext context) {
+    Runtime *runtime = runtime_of(L);
+    (void)status, (void)context;
+    runtime->active = L;
+    lua_pushboolean(L, false);
+    lua_replace(L, UPVALUE_IS_WAITING);
+    return generator_resume(L);
+}
+
+static int generator_call(lua_State *L) {
+    if (lua_toboolean(L, UPVALUE_IS_WAITING))
+        return luaL_error(L, "the generator is suspended on behalf of another task");
+    return generator_resume(L);
+}
+
+static int call_wrap(lua_State *L) {
+    lua_State *coroutine;
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    lua_settop(L, 1);
+    coroutine = lua_newthread(L);
+    lua_pushvalue(L, 1);
+    lua_xmove(L, coroutine, 1);
+    lua_pushboolean(L, false);
+    runtime_push_function(L, generator_call, 2);
+    return 1;
+}
+
+/* ---- errors, and what the Lua layer needs ----------------------------------------------------------------- */
+
+static int call_traceback(lua_State *L) {
+    lua_settop(L, 1);
+    lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_ERROR);
+    if (lua_rawequal(L, 1, -1)) {
+        lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_TRACEBACK);
+        if (lua_isstring(L, -1))
+            return 1;
+    }
+    luaL_traceback(L, L, NULL, 1);
+    return 1;
+}
+
+static int call_set_error_factory(lua_State *L) {
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    lua_settop(L, 1);
+    lua_pushvalue(L, 1);
+    lua_setiuservalue(L, UPVALUE_RUNTIME, RUNTIME_ERROR_FACTORY);
+    runtime_push_error(L, "CancelledError", "cancelled", NULL);
+    luaL_argcheck(L, lua_getmetatable(L, -1), 1, "makes errors without a metatable");
+    lua_setiuservalue(L, UPVALUE_RUNTIME, RUNTIME_CANCELLED);
+    return 0;
+}
+
+static int call_random(lua_State *L) {
+    lua_pushnumber(L, runtime_random(runtime_of(L)));
+    return 1;
+}
+
+static int call_epoch(lua_State *L) {
+    lua_pushinteger(L, (lua_Integer)runtime_of(L)->loop->epoch);
+    return 1;
+}
+
+/* ---- registration ------------------------------------------------------------------------------------------- */
+
+static const luaL_Reg functions[] = {
+    {"run", call_run},
+    {"simulate", loop_simulate},
+    {"spawn", call_spawn},
+    {"current", call_current},
+    {"sleep", call_sleep},
+    {"yield", call_yield},
+    {"now", call_now},
+    {"scope", call_scope},
+    {"timeout", call_timeout},
+    {"shield", call_shield},
+    {"wait", call_wait},
+    {"await", call_await},
+    {"wrap", call_wrap},
+    {"tasks", loop_tasks},
+    {"step", loop_step},
+    {"pollfd", loop_pollfd},
+    {"deadline", loop_deadline},
+    {"traceback", call_traceback},
+    {"set_error_factory", call_set_error_factory},
+    {"random", call_random},
+    {"epoch", call_epoch},
+    {NULL, NULL},
+};
+
+static const luaL_Reg task_methods[] = {
+    {"await", task_await}, {"cancel", task_cancel_},       {"status", task_status},
+    {"name", task_name},   {"traceback", task_traceback}, {NULL, NULL},
+};
+
+static const luaL_Reg scope_methods[] = {
+    {"spawn", scope_spawn}, {"cancel", scope_cancel_}, {NULL, NULL}};
+
+void calls_register(lua_State *L, int module) {
+    runtime_set_functions(L, module, functions);
+    runtime_new_metatable(L, TASK_METATABLE, task_methods);
+    runtime_push_function(L, task_tostring, 0);
+    lua_setfield(L, -2, "__tostring");
+    runtime_new_metatable(L, SCOPE_METATABLE, scope_methods);
+    lua_pop(L, 2);
+}

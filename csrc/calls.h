@@ -1,0 +1,10 @@
+/* What Lua calls on tasks: spawning, sleeping, awaiting, cancelling, scopes, descriptors. */
+#ifndef OPERO_CALLS_H
+#define OPERO_CALLS_H
+
+#include "task.h"
+
+/* Adds the functions to the table at stack index `module` and makes the metatables. */
+void calls_register(lua_State *L, int module);
+
+#endif

@@ -1,0 +1,41 @@
+#include "opero.h"
+
+#include "calls.h"
+#include "guard.h"
+#include "loop.h"
+#include "sync.h"
+
+int luaopen_opero_core(lua_State *L) {
+    luaL_checkversion(L);
+    lua_newtable(L);
+    calls_register(L, lua_gettop(L));
+    sync_register(L, lua_gettop(L));
+    guard_register(L, lua_gettop(L));
+    return 1;
+}
+
+int opero_step(lua_State *L, int64_t timeout_ns) {
+    int status;
+    runtime_push_function(L, loop_step, 0);
+    lua_pushnumber(L, clock_to_seconds(timeout_ns));
+    status = lua_pcall(L, 1, 0, 0);
+    return status;
+}
+
+static Runtime *open_runtime(lua_State *L) {
+    Runtime *runtime = runtime_open(L);
+    lua_pop(L, 1);
+    return runtime;
+}
+
+int opero_pollfd(lua_State *L) {
+    return reactor_pollfd(&open_runtime(L)->real.reactor);
+}
+
+int64_t opero_deadline_ns(lua_State *L) {
+    return loop_until_deadline_ns(&open_runtime(L)->real);
+}
+
+size_t opero_live(lua_State *L) {
+    return open_runtime(L)->real.live;
+}

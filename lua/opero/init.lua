@@ -1,0 +1,57 @@
+--- Opero runs operations that fail, stall or burn CPU, and gets them done.
+--
+-- The runtime (tasks, time, waiting) is opero.core, written in C; see meta.lua for what it offers.
+-- The policies stand one in a file and are composed by the orchestrator.
+
+local combine = require "opero.combine"
+local concurrency = require "opero.concurrency"
+local core = require "opero.core"
+local errors = require "opero.errors"
+local fallback = require "opero.fallback"
+local orchestrate = require "opero.orchestrate"
+local orchestrator = require "opero.orchestrator"
+local rate_limit = require "opero.rate_limit"
+local retry = require "opero.retry"
+
+-- The core raises errors of the classes that are defined in Lua.
+core.set_error_factory(errors.make)
+
+return {
+  _VERSION = "Opero scm",
+
+  -- running
+  all = combine.all,
+  any = combine.any,
+  await = core.await,
+  channel = core.channel,
+  current = core.current,
+  deadline = core.deadline,
+  event = core.event,
+  now = core.now,
+  pollfd = core.pollfd,
+  race = combine.race,
+  run = core.run,
+  scope = core.scope,
+  semaphore = core.semaphore,
+  shield = core.shield,
+  simulate = core.simulate,
+  sleep = core.sleep,
+  spawn = core.spawn,
+  step = core.step,
+  tasks = core.tasks,
+  timeout = core.timeout,
+  traceback = core.traceback,
+  wait = core.wait,
+  wrap = core.wrap,
+  yield = core.yield,
+
+  -- orchestrating
+  ConcurrencyConfig = concurrency.config,
+  FallbackChain = fallback.chain,
+  Orchestrator = orchestrator.new,
+  OrchestratorConfig = orchestrator.config,
+  RateLimitConfig = rate_limit.config,
+  RetryConfig = retry.config,
+  errors = errors,
+  orchestrate = orchestrate,
+}

@@ -144,11 +144,23 @@ local function is_harmless(err)
     or opero.errors.is(err, opero.errors.TimeoutError)
 end
 
+---@param server Server
+---@param accepted Socket
+local function handle(server, accepted)
+  local connection <close> = accepted
+  local ok, err = pcall(serve, server, connection)
+  server.accepted[connection] = nil
+  if not ok and not is_harmless(err) then
+    error(err, 0)
+  end
+end
+
 ---@class Server
 ---@field port integer
 ---@field folder string
 ---@field respond fun(connection: Socket, response: Response, path: string?)
 ---@field listener Socket
+---@field accepted table<Socket, true> connections that are not closed yet
 ---@field task Task
 local server_methods = {}
 local server_mt = { __name = "HttpServer", __index = server_methods }
@@ -158,6 +170,10 @@ function server_methods:close()
   self.task:cancel("the server is closed")
   pcall(self.task.await, self.task)
   self.listener:close()
+  -- A task that was cancelled before it began has not closed the connection it was given.
+  for connection in pairs(self.accepted) do
+    connection:close()
+  end
 end
 
 server_mt.__close = server_methods.close
@@ -167,19 +183,15 @@ server_mt.__close = server_methods.close
 ---@param respond? fun(connection: Socket, response: Response, path: string?) how it answers
 ---@return Server # ends with its block: local server <close> = http_server.start(...)
 function http_server.start(folder, respond)
-  local self = setmetatable({ respond = respond or http_server.respond }, server_mt)
+  local self = setmetatable({ accepted = {} }, server_mt)
+  self.respond = respond or http_server.respond
   self.folder = assert(stdlib.realpath(folder)):gsub("/$", "") .. "/"
   self.listener, self.port = tcp.listen()
   self.task = opero.spawn(function()
     while true do
-      local accepted = self.listener:accept()
-      opero.spawn(function()
-        local connection <close> = accepted
-        local ok, err = pcall(serve, self, connection)
-        if not ok and not is_harmless(err) then
-          error(err, 0)
-        end
-      end)
+      local connection = self.listener:accept()
+      self.accepted[connection] = true
+      opero.spawn(handle, self, connection)
     end
   end)
   self.task:name("http server on port " .. self.port)

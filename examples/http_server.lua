@@ -1,6 +1,7 @@
 -- A small HTTP/1.1 server for the files of one folder. Each connection is a task, so this code
 -- reads as if it had the machine for itself.
 
+local errno = require "posix.errno"
 local opero = require "opero"
 local stat = require "posix.sys.stat"
 local stdlib = require "posix.stdlib"
@@ -75,19 +76,23 @@ end
 
 ---@param folder string absolute, without symbolic links, a slash at its end
 ---@param path string as it was asked for
----@return string? content
+---@return Response
 local function read_file(folder, path)
   -- What the path really leads to, after "..", "." and links, must lie in the folder.
   local real = not path:find("\0", 1, true) and stdlib.realpath(folder .. path)
   if not real or real:sub(1, #folder) ~= folder then
-    return nil
+    return http_server.response(404)
   end
   local status = stat.stat(real)
   if not status or stat.S_ISREG(status.st_mode) == 0 then
-    return nil
+    return http_server.response(404)
   end
-  local file <close> = io.open(real, "rb")
-  return file and file:read("a")
+  local file <close>, _, code = io.open(real, "rb")
+  if not file and (code == errno.EMFILE or code == errno.ENFILE) then
+    return http_server.response(503, nil, { ["Retry-After"] = 1 }) -- no descriptor is free
+  end
+  local content = file and file:read("a")
+  return http_server.response(content and 200 or 404, content)
 end
 
 ---@param folder string
@@ -103,11 +108,7 @@ local function answer(folder, head)
   local path = target:gsub("[?#].*", ""):gsub("%%(%x%x)", function(hex)
     return string.char(tonumber(hex, 16))
   end)
-  local content = read_file(folder, path)
-  if content then
-    return http_server.response(200, content), path
-  end
-  return http_server.response(404), path
+  return read_file(folder, path), path
 end
 
 ---@param server Server

@@ -108,7 +108,8 @@ function report_methods:finish(files, errors, injected)
   local seconds = opero.now() - self.began
   for i, path in ipairs(files) do
     if errors[i] ~= nil then
-      io.write("FAILED ", path, ": ", tostring(errors[i]), "\n")
+      local why = tostring(errors[i]):match("[^\n]*")
+      io.write("FAILED ", path, ": ", why, "\n")
     end
   end
   local kinds = {}

@@ -103,8 +103,8 @@ static int call_yield(lua_State *L) {
 static const WaitKind wait_sleep = {.name = "opero.sleep"};
 
 static int sleep_ended(lua_State *L, int status, lua_KContext context) {
-    (void)status, (void)context;
-    task_resumed(L, runtime_of(L), 0);
+    (void)status;
+    task_resumed(L, (Runtime *)context, 0);
     return 0;
 }
 
@@ -519,8 +519,8 @@ static int callback_came(lua_State *L) {
 }
 
 static int callback_waited(lua_State *L, int status, lua_KContext context) {
-    (void)status, (void)context;
-    task_resumed(L, runtime_of(L), 0);
+    (void)status;
+    task_resumed(L, (Runtime *)context, 0);
     lua_settop(L, 1);
     return callback_came(L);
 }

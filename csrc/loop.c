@@ -159,12 +159,8 @@ static Turn turn(lua_State *L, Runtime *runtime, Loop *loop, int64_t limit_ns) {
     loop->resumptions += count;
     if (count > 0)
         reactor_mark_dirty(&loop->reactor);
-    for (; count > 0; count--) {
-        Link *link = list_pop(&loop->ready);
-        task_resume(L, runtime, loop, CONTAINER_OF(link, Task, link));
-        if (is_interrupted(L, runtime))
-            return TURN_ERROR;
-    }
+    if (!task_run(L, runtime, loop, count) && is_interrupted(L, runtime))
+        return TURN_ERROR;
     return TURN_OK;
 }
 

@@ -39,8 +39,8 @@ static bool undo_acquire(lua_State *L, Loop *loop, Task *task) {
 static const WaitKind wait_acquire = {.name = "semaphore:acquire", .undo = undo_acquire};
 
 static int semaphore_acquired(lua_State *L, int status, lua_KContext context) {
-    (void)status, (void)context;
-    task_resumed(L, runtime_of(L), 2);
+    (void)status;
+    task_resumed(L, (Runtime *)context, 2);
     lua_pushboolean(L, true);
     return 1;
 }
@@ -272,8 +272,8 @@ static int push_end(lua_State *L) {
 }
 
 static int channel_received(lua_State *L, int status, lua_KContext context) {
-    (void)status, (void)context;
-    if (task_resumed(L, runtime_of(L), 2) == WAKE_CLOSED)
+    (void)status;
+    if (task_resumed(L, (Runtime *)context, 2) == WAKE_CLOSED)
         return push_end(L);
     lua_pop(L, 1); /* the table */
     return 1;
@@ -370,8 +370,8 @@ typedef struct Event {
 static const WaitKind wait_event = {.name = "event:wait"};
 
 static int event_waited(lua_State *L, int status, lua_KContext context) {
-    (void)status, (void)context;
-    task_resumed(L, runtime_of(L), 2);
+    (void)status;
+    task_resumed(L, (Runtime *)context, 2);
     lua_pushboolean(L, true);
     return 1;
 }

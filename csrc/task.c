@@ -491,12 +491,12 @@ int task_suspend(lua_State *L, Runtime *runtime, Task *task, const WaitKind *kin
         task->state = TASK_SUSPENDED;
     }
     runtime->is_suspending = true;
-    return lua_yieldk(L, 0, 0, k);
+    return lua_yieldk(L, 0, (lua_KContext)runtime, k);
 }
 
 static int yield_ended(lua_State *L, int status, lua_KContext context) {
-    (void)status, (void)context;
-    task_resumed(L, runtime_of(L), 0);
+    (void)status;
+    task_resumed(L, (Runtime *)context, 0);
     return 0;
 }
 
@@ -508,7 +508,7 @@ int task_yield(lua_State *L, Runtime *runtime, Task *task) {
                      : WAKE_OK;
     make_ready(runtime->loop, task);
     runtime->is_suspending = true;
-    return lua_yieldk(L, 0, 0, yield_ended);
+    return lua_yieldk(L, 0, (lua_KContext)runtime, yield_ended);
 }
 
 Wake task_resumed(lua_State *L, Runtime *runtime, int timeout_arg) {
@@ -942,33 +942,11 @@ static void collapse_scopes(lua_State *L, Loop *loop, Task *task) {
     }
 }
 
-void task_resume(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
+/* The coroutine has returned, or died: `status` and `count` are those of lua_resume. */
+static void finish(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int status, int count) {
     lua_State *coroutine = task->coroutine;
-    int count, status;
     TaskState state = TASK_DONE;
     int outcome;
-    loop->ready_count--;
-    if (task->flags & TASK_STARTED) {
-        count = task->handed;
-        task->handed = 0;
-    } else if (task->flags & TASK_IS_CANCELLED) { /* before it began: it never will */
-        lua_settop(coroutine, 0);
-        push_origin(L, task);
-        end_body(L, runtime, loop, task, TASK_CANCELLED, OUTCOME_VALUE, true);
-        return;
-    } else {
-        task->flags |= TASK_STARTED;
-        count = lua_gettop(coroutine) - 1;
-    }
-    task->state = TASK_RUNNING;
-    runtime->current = task;
-    runtime->active = coroutine;
-    runtime->is_suspending = false;
-    status = lua_resume(coroutine, L, count, &count);
-    runtime->current = NULL;
-    runtime->active = NULL;
-    if (status == LUA_YIELD && runtime->is_suspending)
-        return;
     if (status == LUA_OK && count < 2) {
         if (count == 0)
             lua_pushnil(L);
@@ -993,17 +971,56 @@ void task_resume(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
         collapse_scopes(L, loop, task);
     }
     if (state == TASK_FAILED && (task->flags & TASK_IS_CANCELLED) != 0) {
-        bool is_it;
         if (outcome == OUTCOME_TABLE)
             lua_rawgeti(L, -1, 1);
         else
             lua_pushvalue(L, -1);
-        is_it = is_cancellation(L, -1);
-        lua_pop(L, 1);
-        if (is_it)
+        if (is_cancellation(L, -1))
             state = TASK_CANCELLED;
+        lua_pop(L, 1);
     }
     end_body(L, runtime, loop, task, state, outcome, status == LUA_OK);
+}
+
+/* The first resumption: returns the number of values to resume with. */
+static int start(Task *task) {
+    task->flags |= TASK_STARTED;
+    return lua_gettop(task->coroutine) - 1;
+}
+
+static void end_unstarted(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
+    lua_settop(task->coroutine, 0);
+    push_origin(L, task);
+    end_body(L, runtime, loop, task, TASK_CANCELLED, OUTCOME_VALUE, true);
+}
+
+/* The resumption is in this function, and not in one of its own, because a yield is a longjmp:
+ * the processor mispredicts each return between it and the loop. */
+bool task_run(lua_State *L, Runtime *runtime, Loop *loop, size_t count) {
+    for (; count > 0; count--) {
+        Task *task = CONTAINER_OF(loop->ready.next, Task, link);
+        int status, values;
+        link_remove(&task->link);
+        loop->ready_count--;
+        if ((task->flags & (TASK_STARTED | TASK_IS_CANCELLED)) == TASK_IS_CANCELLED) {
+            end_unstarted(L, runtime, loop, task);
+            continue;
+        }
+        values = task->flags & TASK_STARTED ? task->handed : start(task);
+        task->handed = 0;
+        task->state = TASK_RUNNING;
+        runtime->current = task;
+        runtime->active = task->coroutine;
+        runtime->is_suspending = false;
+        status = lua_resume(task->coroutine, L, values, &values);
+        runtime->current = NULL;
+        runtime->active = NULL;
+        if (status != LUA_YIELD || !runtime->is_suspending)
+            finish(L, runtime, loop, task, status, values);
+        if (lua_gethook(runtime->main) != runtime->hook)
+            return false;
+    }
+    return true;
 }
 
 int task_deliver(lua_State *L, Runtime *runtime, int index) {

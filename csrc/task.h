@@ -265,9 +265,10 @@ bool is_cancellation(lua_State *L, int index);
  * at stack index `index`. */
 int task_deliver(lua_State *L, Runtime *runtime, int index);
 
-/* Resumes a ready task; afterwards it is suspended, ready again, or ended. Never raises, save
- * for a lack of stack space. */
-void task_resume(lua_State *L, Runtime *runtime, Loop *loop, Task *task);
+/* Resumes the first `count` ready tasks; each is suspended, ready again, or ended afterwards.
+ * Stops early, and returns false, when the main thread's hook is another than runtime->hook.
+ * Needs some stack space; raises nothing. */
+bool task_run(lua_State *L, Runtime *runtime, Loop *loop, size_t count);
 
 /* Pushes the name of a task (which is at stack index `index`, or 0 if it is not on the stack),
  * what it waits for ("" if for nothing), where its code stands. */

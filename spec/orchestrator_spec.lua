@@ -1,0 +1,297 @@
+local errors = require "opero.errors"
+local opero = require "opero"
+local support = require "spec.support"
+
+local broken, failing, raised = support.broken, support.failing, support.raised
+local refused, simulated = support.refused, support.simulated
+
+local function echo(...) return ... end
+
+-- All four policies, none of which ever has to wait.
+local function all_policies()
+  return opero.Orchestrator {
+    retry_config = { max_attempts = 2 },
+    fallbacks = { function() return "fallback" end },
+    rate_limit_config = { rate = 1e6, burst = 1000000 },
+    concurrency_config = { limit = 2 },
+  }
+end
+
+describe("execute", function()
+  for name, make in pairs {
+    ["without policies"] = opero.Orchestrator,
+    ["with all policies"] = all_policies,
+  } do
+    it(name .. " returns all results", simulated(function()
+      local orch = make()
+      assert.same({ n = 0 }, table.pack(orch:execute(echo)))
+      assert.same({ n = 1 }, table.pack(orch:execute(echo, nil)))
+      assert.same({ n = 4, false, nil, 3 }, table.pack(orch:execute(echo, false, nil, 3, nil)))
+      assert.same({ n = 1, false }, table.pack(orch:execute(echo, false)))
+    end))
+
+    it(name .. " works in the main chunk, whether the function suspends or not", function()
+      local orch = make()
+      assert.equal(1, orch:execute(echo, 1))
+      assert.equal(2, orch:execute(function(x)
+        opero.yield()
+        opero.sleep(0)
+        return x
+      end, 2))
+    end)
+
+    it(name .. " runs in the calling task", simulated(function()
+      local orch, me = make(), opero.current()
+      orch:execute(function()
+        assert.equal(me, opero.current())
+        assert.equal(1, #opero.tasks())
+        opero.sleep(1)
+        assert.equal(me, opero.current())
+      end)
+    end))
+
+    it(name .. " can be nested", simulated(function()
+      local orch, other = make(), make()
+      assert.equal("deep", orch:execute(function()
+        return other:execute(function()
+          return orch:execute(echo, "deep")
+        end)
+      end))
+    end))
+  end
+
+  it("raises errors of any type unchanged", simulated(function()
+    local orch = opero.Orchestrator { retry_config = { max_attempts = 2 } }
+    for _, err in ipairs { "text", 5, false, { "table" }, errors.OperoError "x", print } do
+      assert.equal(err, raised(orch.execute, orch, (broken(err))))
+    end
+    assert.is_nil(raised(orch.execute, orch, (broken(nil))))
+  end))
+
+  it("takes nil and an error for a failure", simulated(function()
+    local orch = opero.Orchestrator {}
+    assert.equal("why", raised(orch.execute, orch, function() return nil, "why", 3 end))
+    assert.is_false(raised(orch.execute, orch, function() return nil, false end))
+    assert.same({ n = 3, nil, nil, 3 }, table.pack(orch:execute(echo, nil, nil, 3)))
+    assert.same({ n = 2, false, "why" }, table.pack(orch:execute(echo, false, "why")))
+  end))
+
+  it("keeps the traceback of where the error was raised", simulated(function()
+    local orch = opero.Orchestrator { retry_config = { max_attempts = 2, wait_min = 0 } }
+    local function deep_trouble()
+      error("trouble", 0)
+    end
+    local err = raised(orch.execute, orch, function()
+      deep_trouble()
+      return 1
+    end)
+    assert.matches("deep_trouble", opero.traceback(err))
+  end))
+
+  it("refuses what cannot be called, before any policy", simulated(function()
+    local orch = all_policies()
+    for _, bad in ipairs { 5, "x", {}, true } do
+      assert.equal("execute.fn", refused(orch.execute, orch, bad).path)
+      assert.equal("try.fn", refused(orch.try, orch, bad).path)
+    end
+    assert.equal("execute.fn: expected a function, got nil",
+      refused(orch.execute, orch).message)
+    assert.equal(0, opero.now())
+  end))
+
+  it("calls objects that have a __call", simulated(function()
+    local object = setmetatable({}, { __call = function(_, x) return x + 1 end })
+    assert.equal(6, all_policies():execute(object, 5))
+  end))
+
+  it("ends at once when its task is cancelled, wherever it stands", simulated(function()
+    local orch = opero.Orchestrator {
+      concurrency_config = { limit = 2 },
+      rate_limit_config = { rate = 0.01 },
+      retry_config = { max_attempts = 5, wait_min = 50, retry_on = function() return true end },
+      fallbacks = { echo },
+    }
+    local calls = 0
+    local in_attempt = opero.spawn(orch.execute, orch, function()
+      calls = calls + 1
+      opero.sleep(1000)
+    end)
+    opero.yield()
+    local for_rate = opero.spawn(orch.execute, orch, echo)
+    opero.yield()
+    local for_permit = opero.spawn(orch.execute, orch, echo)
+    local in_backoff = opero.spawn(function()
+      opero.Orchestrator({ config = { retry_config = orch.config.retry_config, fallbacks = echo } })
+        :execute((broken "x"))
+    end)
+    opero.sleep(1)
+    for _, task in ipairs { for_permit, for_rate, in_attempt, in_backoff } do
+      assert.equal("suspended", task:status())
+      task:cancel()
+      assert.is_true(errors.is(raised(task.await, task), errors.CancelledError))
+      assert.equal("cancelled", task:status())
+    end
+    assert.equal(1, opero.now())
+    assert.equal(1, calls)
+    assert.equal(1, #opero.tasks())
+    -- Both permits and all rate slots but one are there again.
+    assert.equal(1, orch:execute(echo, 1))
+    assert.equal(100, opero.now())
+    opero.all {
+      function() orch:execute(opero.sleep, 500) end,
+      function() orch:execute(opero.sleep, 500) end,
+    }
+    assert.equal(800, opero.now())
+  end))
+end)
+
+describe("the layers", function()
+  it("stand in the documented order: concurrency, fallback, retry, rate limit", simulated(function()
+    local orch = opero.Orchestrator {
+      concurrency_config = { limit = 1 },
+      rate_limit_config = { rate = 1 / 10 },
+      retry_config = { max_attempts = 2, wait_min = 1, wait_max = 1 },
+      fallbacks = { echo },
+    }
+    local log = {}
+    local function note(name)
+      return function(x)
+        log[#log + 1] = { name, x, opero.now() }
+        error(name, 0)
+      end
+    end
+    opero.all {
+      function() assert.equal("A", orch:execute(note "a", "A")) end,
+      function() assert.equal("B", orch:execute(note "b", "B")) end,
+    }
+    -- Every attempt and the fallback (at 20) took a rate slot; b waited for the only permit.
+    assert.same({ { "a", "A", 0 }, { "a", "A", 10 }, { "b", "B", 30 }, { "b", "B", 40 } }, log)
+    assert.equal(50, opero.now())
+  end))
+
+  it("that are not configured are not there", function()
+    local core = require "opero.core"
+    assert.equal(core.invoke, opero.Orchestrator({}).pipeline)
+    assert.equal(core.invoke, opero.Orchestrator({ fallbacks = {} }).pipeline)
+  end)
+end)
+
+describe("try", function()
+  it("returns the results", simulated(function()
+    assert.same({ n = 3, 1, nil, nil }, table.pack(all_policies():try(echo, 1, nil, nil)))
+  end))
+
+  it("returns nil and the error where execute raises", simulated(function()
+    local orch = opero.Orchestrator { retry_config = { max_attempts = 2 } }
+    for _, err in ipairs { "text", 5, false, { "table" } } do
+      assert.same({ n = 2, nil, err }, table.pack(orch:try((broken(err)))))
+    end
+    local ok, err = orch:try(function() return nil, "no" end)
+    assert.is_nil(ok)
+    assert.equal("no", err)
+  end))
+
+  it("never returns nil for an error", simulated(function()
+    local ok, err = opero.Orchestrator({}):try((broken(nil)))
+    assert.is_nil(ok)
+    assert.equal("OperoError: nil was raised", tostring(err))
+  end))
+
+  it("works in the main chunk", function()
+    assert.equal("x", select(2, opero.Orchestrator({}):try((broken "x"))))
+    local cancelled = errors.CancelledError "by hand"
+    assert.equal(cancelled, select(2, opero.Orchestrator({}):try((broken(cancelled)))))
+  end)
+
+  it("raises the cancellation of its own task", simulated(function()
+    local reached = false
+    local task = opero.spawn(function()
+      opero.Orchestrator({}):try(opero.sleep, 100)
+      reached = true
+    end)
+    opero.sleep(1)
+    task:cancel()
+    assert.is_true(errors.is(raised(task.await, task), errors.CancelledError))
+    assert.is_false(reached)
+  end))
+
+  it("raises that of a timeout around it, and returns that of one inside", simulated(function()
+    local orch = opero.Orchestrator {}
+    local err = raised(opero.timeout, 2, orch.try, orch, opero.sleep, 100)
+    assert.is_true(errors.is(err, errors.TimeoutError))
+    local ok, inner = orch:try(opero.timeout, 3, opero.sleep, 100)
+    assert.is_nil(ok)
+    assert.is_true(errors.is(inner, errors.TimeoutError))
+    assert.equal(5, opero.now())
+  end))
+
+  it("returns the cancellation of another task that was awaited", simulated(function()
+    local other = opero.spawn(opero.sleep, 100)
+    other:cancel()
+    local ok, err = opero.Orchestrator({}):try(function() return other:await() end)
+    assert.is_nil(ok)
+    assert.is_true(errors.is(err, errors.CancelledError))
+    opero.sleep(1) -- this task goes on
+  end))
+end)
+
+describe("a logger", function()
+  it("is told of retries, fallbacks, and of giving up", simulated(function()
+    local logger, records = support.recorder()
+    local orch = opero.Orchestrator {
+      logger = logger,
+      retry_config = { max_attempts = 2 },
+      fallbacks = { (broken "b") },
+    }
+    raised(orch.execute, orch, (broken "a"))
+    local said = {}
+    for i, record in ipairs(records) do
+      said[i] = record[1] .. ": " .. record[2]
+    end
+    assert.same({
+      "warning: attempt failed, will retry",
+      "error: all attempts failed",
+      "warning: function failed, will fall back",
+      "warning: attempt failed, will retry",
+      "error: all attempts failed",
+      "error: all fallbacks failed",
+    }, said)
+    assert.same({ attempt = 1, max_attempts = 2, wait = 1, error = "a" }, records[1][3])
+    assert.same({ fallback = 1, error = "a" }, records[3][3])
+    assert.same({ functions = 2, error = "b" }, records[6][3])
+  end))
+
+  it("is told nothing when all goes well", simulated(function()
+    local logger, records = support.recorder()
+    local orch = opero.Orchestrator { logger = logger, retry_config = {}, fallbacks = { echo } }
+    orch:execute(echo)
+    orch:map(echo, { 1, 2, 3 })
+    assert.same({}, records)
+  end))
+
+  it("may suspend", simulated(function()
+    local logger = support.recorder()
+    logger.warning = function() opero.sleep(5) end
+    local orch = opero.Orchestrator { logger = logger, retry_config = {} }
+    assert.equal(1, orch:execute((failing "x"), 1))
+    assert.equal(6, opero.now())
+  end))
+
+  it("that fails breaks nothing", simulated(function()
+    local logger = support.recorder()
+    logger.warning = function() error "disk full" end
+    local orch = opero.Orchestrator { logger = logger, retry_config = {} }
+    assert.equal(1, orch:execute((failing "x"), 1))
+  end))
+
+  it("does not swallow a cancellation", simulated(function()
+    local logger = support.recorder()
+    logger.warning = function() opero.sleep(100) end
+    local orch = opero.Orchestrator { logger = logger, retry_config = {} }
+    local task = opero.spawn(orch.execute, orch, (failing "x"))
+    opero.sleep(1)
+    task:cancel()
+    assert.is_true(errors.is(raised(task.await, task), errors.CancelledError))
+    assert.equal(1, opero.now())
+  end))
+end)

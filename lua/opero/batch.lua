@@ -235,10 +235,10 @@ end
 -- What a place in the ring holds once its item has ended.
 local DONE <const>, FAILED <const> = 1, 2
 
-local BROKEN <const> = { failed = true, cancelled = true }
+local ENDED <const> = { done = true, failed = true, cancelled = true }
 
 -- The task in which the workers of an imap live, as long as there are any.
-local function host(crew)
+local function run_host(crew)
   local ok, err = pcall(core.scope, function(scope)
     crew.scope = scope
     work(crew)
@@ -252,7 +252,7 @@ end
 -- Workers never fail, but they may have been cancelled, by a cancellation that the loop's task was
 -- given too and swallowed. It must not wait for them then.
 local function raise_if_broken(crew)
-  if crew.alive > 0 and BROKEN[crew.host:status()] then
+  if crew.alive > 0 and ENDED[crew.host:status()] then
     crew.host:await()
   end
 end
@@ -262,7 +262,7 @@ local function hire_for_imap(crew)
     hire(crew)
   elseif has_work(crew) then
     crew.idle, crew.alive = 1, 1
-    crew.host = core.spawn(host, crew)
+    crew.host = core.spawn(run_host, crew)
   end
 end
 
@@ -308,9 +308,12 @@ end
 local function close(crew)
   crew.is_closed = true
   crew.total = 0
-  if crew.alive > 0 then
-    crew.host:cancel()
-    core.shield(pcall, crew.host.await, crew.host)
+  local host = crew.host
+  if host and not ENDED[host:status()] then
+    if crew.alive > 0 then
+      host:cancel()
+    end
+    core.shield(pcall, host.await, host)
   end
   for slot in pairs(crew.marks) do
     crew.marks[slot] = nil

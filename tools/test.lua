@@ -4,7 +4,7 @@
 -- of the runtime over the second, with --lint the checks of style too. Whatever a program says is
 -- passed on; the last line sums up: "N passed, N failed". Exits non-zero when anything failed.
 
-local seconds_a_suite = 900 -- a hang ends as a failure
+local seconds_a_suite = 300 -- a hang ends as a failure
 
 local total = { passed = 0, failed = 0 }
 local failures = {}
@@ -41,8 +41,14 @@ local function run(command, on_line)
   return pipe:close() == true
 end
 
---- Runs a program that counts its own tests and says so in a line `read_tally` knows.
-local function run_suite(title, command, read_tally)
+local function first_line(path)
+  local file <close> = io.open(path)
+  return file and file:read("l") or "nothing"
+end
+
+--- Runs a program that counts its own tests and says so in a line `read_tally` knows. In the file
+--- `note` it keeps the name of the test that runs.
+local function run_suite(title, command, read_tally, note)
   local passed, failed
   local ok = run(command, function(line)
     local p, f = read_tally(line)
@@ -51,7 +57,7 @@ local function run_suite(title, command, read_tally)
     end
   end)
   if not passed then
-    print(title .. ": ended without a tally")
+    print(title .. ": ended without a tally" .. (note and ", in " .. first_line(note) or ""))
     add(title, 0, 1)
   elseif not ok and failed == 0 then
     -- Every test passed and yet: a crash at the end, a leak found when the state was closed.
@@ -93,8 +99,12 @@ local function run_build(build, specs)
     run_suite(name .. " in " .. build, in_build .. build .. "/c_tests/" .. name, c_tally)
   end
   if existing(specs) ~= "" then
+    local note = build .. "/running_test"
+    os.remove(note)
     run_suite("busted " .. specs .. " in " .. build,
-      in_build .. arg[-1] .. " tools/busted.lua --output=plainTerminal " .. specs, busted_tally)
+      "OPERO_TEST_NOTE=" .. note .. " " .. in_build .. arg[-1] .. " tools/busted.lua "
+        .. "--helper=tools/busted_note.lua --output=plainTerminal " .. specs,
+      busted_tally, note)
   end
 end
 

@@ -295,3 +295,113 @@ describe("a logger", function()
     assert.equal(1, opero.now())
   end))
 end)
+
+describe("in any order of events", function()
+  -- Random policies, items, waits and cancellations, for many seeds, which shuffle the tasks too.
+  local function pseudo_random(seed)
+    local state = seed
+    return function(n)
+      state = (state * 6364136223846793005 + 1442695040888963407)
+      return (state >> 33) % n
+    end
+  end
+
+  local function try_seed(seed)
+    local random = pseudo_random(seed)
+    local limit, burst, rate = 1 + random(4), 1 + random(3), 1 + random(5)
+    local orch = opero.Orchestrator {
+      concurrency_config = { limit = limit },
+      rate_limit_config = { rate = rate, burst = burst },
+      retry_config = { max_attempts = 1 + random(3), wait_min = 0, wait_multiplier = 0.1,
+        jitter = "full" },
+      fallbacks = random(2) == 0 and {} or { function(item)
+        if item.fallback_fails then
+          return nil, "fallback"
+        end
+        return item.name
+      end },
+    }
+    local running, times, outcomes = 0, {}, {}
+    local leave = setmetatable({}, { __close = function() running = running - 1 end })
+    local function fn(item)
+      times[#times + 1] = opero.now()
+      running = running + 1
+      local _ <close> = leave
+      assert(running <= limit)
+      if item.wait > 0 then
+        opero.sleep(item.wait)
+      end
+      if item.failures > 0 then
+        item.failures = item.failures - 1
+        error "again"
+      end
+      return item.name
+    end
+    local items = {}
+    for i = 1, 20 do
+      items[i] = { name = i, wait = random(4) / 4, failures = random(4),
+        fallback_fails = random(2) == 0 }
+    end
+    local entries = {
+      function()
+        local results, failures = orch:map(fn, items, { on_error = "collect" })
+        for i = 1, 20 do
+          assert.is_true((results[i] == i) ~= (failures[i] ~= nil))
+        end
+        outcomes[#outcomes + 1] = "map"
+      end,
+      function()
+        local count = 0
+        for result, err, index in orch:imap(fn, items, {
+          on_error = "collect", max_in_flight = 1 + random(5),
+        }) do
+          count = count + 1
+          assert.equal(count, index)
+          assert.is_true((result == index) ~= (err ~= nil))
+        end
+        assert.equal(20, count)
+        outcomes[#outcomes + 1] = "imap"
+      end,
+      function()
+        for _ = 1, 5 do
+          -- Whoever is cut short at any moment leaves nothing behind.
+          pcall(opero.timeout, random(20) / 4, orch.map, orch, fn, items)
+        end
+        outcomes[#outcomes + 1] = "timeouts"
+      end,
+    }
+    opero.all(entries)
+    assert.equal(3, #outcomes)
+    assert.equal(0, running)
+    assert.equal(1, #opero.tasks())
+    for i = 1, #times do
+      local last = math.min(#times, i + 40)
+      for j = i, last do
+        assert(j - i + 1 <= burst + rate * (times[j] - times[i]) + 1e-6)
+      end
+    end
+    -- All permits and no more are there, and the bucket is full and no fuller.
+    opero.sleep(100)
+    local start, ends = opero.now(), {}
+    orch:map(function() ends[#ends + 1] = opero.now() - start end, { n = burst + 2 })
+    for i, time in ipairs(ends) do
+      assert.near(math.max(0, i - burst) / rate, time, 1e-6)
+    end
+    local begun = 0
+    local function begin_many()
+      orch:map(function()
+        begun = begun + 1
+        opero.sleep(1e6)
+      end, { n = 9 })
+    end
+    pcall(opero.timeout, 1000, opero.all, { begin_many, begin_many })
+    assert.equal(limit, begun)
+  end
+
+  it("limits hold, permits balance, each item has one outcome, no task is left", function()
+    for seed = 1, 150 do
+      local ok, err = pcall(opero.simulate, function() try_seed(seed) end, { seed = seed })
+      assert.is_true(ok, ("seed %d: %s"):format(seed, tostring(err)))
+    end
+  end)
+end)

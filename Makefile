@@ -102,7 +102,7 @@ demo: ## mirror a real folder over two troubled servers
 	$(again) -s all
 	@tools/with-build.sh build $(LUA) examples/mirror.lua $(ARGS)
 
-test: ## all specs, on epoll and on poll, and the checks of style
+test: ## all specs, over epoll and over poll, and the checks of style
 	@$(MAKE) -s --no-print-directory setup FOR=test
 	$(again) -s all c_tests STRICT=1
 	$(again) -s all c_tests STRICT=1 REACTOR=poll

@@ -40,7 +40,8 @@ local program = [[
   print(package.searchpath("opero.core", package.cpath))
 ]]
 
-describe("packaging:", function()
+-- #once: it makes builds of its own, so one run of it says all.
+describe("packaging #once", function()
   local folder
 
   setup(function()

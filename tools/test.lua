@@ -1,8 +1,8 @@
--- test.lua [--lint] [BUILD [BUILD-WITH-POLL]]
+-- test.lua [--lint] [BUILD...]
 --
--- Runs the C unit tests and the specs over the builds named, all specs over the first and those
--- of the runtime over the second, with --lint the checks of style too. Whatever a program says is
--- passed on; the last line sums up: "N passed, N failed". Exits non-zero when anything failed.
+-- Runs the C unit tests and the specs over the builds named (specs tagged #once over the first
+-- alone), with --lint the checks of style too. Whatever a program says is passed on; the last line
+-- sums up: "N passed, N failed". Exits non-zero when anything failed.
 
 local seconds_a_suite = 300 -- a hang ends as a failure
 
@@ -91,21 +91,19 @@ local function existing(...)
   return (output_of("ls -d " .. table.concat({ ... }, " ") .. " 2>/dev/null"):gsub("\n", " "))
 end
 
-local function run_build(build, specs)
+local function run_build(build, busted_options)
   local in_build = ("timeout --foreground -k 10 %d tools/with-build.sh %s "):format(
     seconds_a_suite, build)
   for source in output_of("ls spec/c/*_test.c 2>/dev/null"):gmatch("[^\n]+") do
     local name = source:match("([^/]+)%.c$")
     run_suite(name .. " in " .. build, in_build .. build .. "/c_tests/" .. name, c_tally)
   end
-  if existing(specs) ~= "" then
-    local note = build .. "/running_test"
-    os.remove(note)
-    run_suite("busted " .. specs .. " in " .. build,
-      "OPERO_TEST_NOTE=" .. note .. " " .. in_build .. arg[-1] .. " tools/busted.lua "
-        .. "--helper=tools/busted_note.lua --output=plainTerminal " .. specs,
-      busted_tally, note)
-  end
+  local note = build .. "/running_test"
+  os.remove(note)
+  run_suite("busted in " .. build,
+    "OPERO_TEST_NOTE=" .. note .. " " .. in_build .. arg[-1] .. " tools/busted.lua "
+      .. "--helper=tools/busted_note.lua --output=plainTerminal " .. busted_options,
+    busted_tally, note)
 end
 
 local function check_style()
@@ -129,11 +127,8 @@ for _, word in ipairs(arg) do
   end
 end
 
-if builds[1] then
-  run_build(builds[1], "spec")
-end
-if builds[2] then
-  run_build(builds[2], "spec/runtime")
+for i, build in ipairs(builds) do
+  run_build(build, i == 1 and "spec" or "--exclude-tags=once spec")
 end
 if lint then
   check_style()

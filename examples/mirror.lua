@@ -30,7 +30,7 @@ local WrongBody = opero.errors.class("WrongBody")
 ---@return integer # the exit status
 local function mirror(options)
   local files = options.paths
-  local report = mirror_report.new(#files)
+  local report = mirror_report.new(options)
 
   local flaky_respond, injected = faults.flaky(options.seed, options.faults)
   local flaky <close> = http_server.start(options.serve, flaky_respond)

@@ -9,6 +9,7 @@ local mirror_report = {}
 local REDRAW_SECONDS = 0.1
 
 ---@class Report
+---@field title string
 ---@field total integer files
 ---@field finished integer files that are here and right
 ---@field bytes integer
@@ -22,11 +23,12 @@ local REDRAW_SECONDS = 0.1
 local report_methods = {}
 local report_mt = { __name = "Report", __index = report_methods }
 
----@param total integer files to come
+---@param options MirrorOptions
 ---@return Report
-function mirror_report.new(total)
+function mirror_report.new(options)
   return setmetatable({
-    total = total,
+    title = ("%s, seed %d"):format(options.folder, options.seed),
+    total = #options.paths,
     finished = 0,
     bytes = 0,
     attempts = 0,
@@ -119,6 +121,7 @@ function report_methods:finish(files, errors, injected)
   local lat = self.latencies
   table.sort(lat)
   io.write(
+    ("folder     %s\n"):format(self.title),
     ("files      %d of %d, %s, each the same as on disk\n"):format(
       self.finished, self.total, size(self.bytes)
     ),

@@ -16,7 +16,9 @@ static double now(void) {
     return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
 }
 
-static int yield(lua_State *L) { return lua_yield(L, 0); }
+static int yield(lua_State *L) {
+    return lua_yield(L, 0);
+}
 
 static void fail(const char *what) {
     fprintf(stderr, "bare: %s\n", what);

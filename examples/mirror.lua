@@ -67,7 +67,7 @@ local function mirror(options)
     },
     -- When three attempts have failed, or one for good, the mirror is asked, by the same rules.
     fallbacks = { from_sound },
-    -- Neither server is to be asked more often than this, retries included ...
+    -- The servers together are to be asked no more often than this, retries included ...
     rate_limit_config = { rate = options.rate, burst = 10 },
     -- ... nor is more than this to be under way at once.
     concurrency_config = { limit = options.concurrency },

@@ -291,15 +291,22 @@ static void check_idle(lua_State *L, Runtime *runtime, const char *what) {
 /* Calls `function` protected, with the loop marked as running. One argument, one result at most.
  * Returns what lua_pcall does. */
 static int call_running(lua_State *L, Runtime *runtime, Loop *loop, lua_CFunction function) {
+    /* something is running already when a pending close of a dead task suspends */
+    Loop *running = runtime->running;
+    Task *current = runtime->current;
+    lua_State *active = runtime->active, *closing = runtime->closing;
     int status;
     runtime_push_function(L, function, 0);
     lua_insert(L, -2);
-    runtime->hook = lua_gethook(runtime->main);
+    if (running == NULL)
+        runtime->hook = lua_gethook(runtime->main);
     runtime->running = loop;
+    runtime->closing = NULL;
     status = lua_pcall(L, 1, 1, 0);
-    runtime->running = NULL;
-    runtime->current = NULL;
-    runtime->active = NULL;
+    runtime->running = running;
+    runtime->current = current;
+    runtime->active = active;
+    runtime->closing = closing;
     return status;
 }
 
@@ -310,19 +317,21 @@ static void raise_orphans(lua_State *L, Runtime *runtime, Loop *loop) {
 }
 
 static int run_in(lua_State *L, Runtime *runtime, Loop *loop) { /* function, arguments */
-    Task *root = task_spawn(L, runtime, loop, &loop->orphans, lua_gettop(L) - 1);
+    /* outside any task, or else in a pending close of the current one, which is dead */
+    Task *root = task_spawn(L, runtime, loop, scope_current(L, runtime), lua_gettop(L) - 1);
     root->flags |= TASK_IS_ROOT;
     lua_pushvalue(L, 1);
     if (call_running(L, runtime, loop, run_until_ended) != LUA_OK)
         return runtime_rethrow(L);
     lua_settop(L, 1);
-    if (root->state == TASK_DONE)
+    if (root->state == TASK_DONE && runtime->running == NULL)
         raise_orphans(L, runtime, loop);
     return task_deliver(L, runtime, 1);
 }
 
 int loop_run(lua_State *L, Runtime *runtime) {
-    check_idle(L, runtime, "opero.run");
+    if (runtime->closing == NULL)
+        check_idle(L, runtime, "opero.run");
     return run_in(L, runtime, runtime->loop);
 }
 

@@ -7,7 +7,7 @@
 
 #define IDLE_MAX 256 /* finished coroutines kept for reuse: about 1 KiB each */
 
-static const char RUNTIME_KEY, FAILED_KEY, SEVERAL_KEY; /* their addresses are the keys */
+static const char RUNTIME_KEY; /* its address is the key */
 
 /* ---- the runtime -------------------------------------------------------------------------- */
 
@@ -182,38 +182,40 @@ void runtime_push_error(lua_State *L, const char *class_name, const char *messag
     lua_pcall(L, 5, 1, 0); /* on failure its error serves */
 }
 
-/* Whether the error, at index 1, needs no traceback: it is being raised again, or it is a
- * cancellation, of which there may be very many at once. The runtime is at the top. */
-static bool is_noted(lua_State *L, Runtime *runtime) {
+/* Whether the error needs no new traceback: it is being raised again, or it is a cancellation, of
+ * which there may be very many at once. */
+static bool is_noted(lua_State *L, Runtime *runtime, int error, int runtime_index) {
     bool is_it = false;
     if (runtime->is_rethrowing) {
         runtime->is_rethrowing = false;
-        lua_getiuservalue(L, -1, RUNTIME_ERROR);
-        is_it = lua_rawequal(L, -1, 1);
+        lua_getiuservalue(L, runtime_index, RUNTIME_ERROR);
+        is_it = lua_rawequal(L, -1, error);
         lua_pop(L, 1);
     }
-    if (!is_it && lua_getmetatable(L, 1)) {
-        lua_getiuservalue(L, -2, RUNTIME_CANCELLED);
+    if (!is_it && lua_getmetatable(L, error)) {
+        lua_getiuservalue(L, runtime_index, RUNTIME_CANCELLED);
         is_it = lua_rawequal(L, -1, -2);
         lua_pop(L, 2);
     }
     return is_it;
 }
 
-static void note_traceback(lua_State *L) { /* the runtime is at the top */
-    lua_pushvalue(L, 1);
-    lua_setiuservalue(L, -2, RUNTIME_ERROR);
-    luaL_traceback(L, L, NULL, 1);
-    lua_setiuservalue(L, -2, RUNTIME_TRACEBACK);
+/* Notes the traceback of `thread` for the error at index `error`. */
+static void note_traceback(lua_State *L, lua_State *thread, int level, int error,
+                           int runtime_index) {
+    lua_pushvalue(L, error);
+    lua_setiuservalue(L, runtime_index, RUNTIME_ERROR);
+    luaL_traceback(L, thread, NULL, level);
+    lua_setiuservalue(L, runtime_index, RUNTIME_TRACEBACK);
 }
 
 int runtime_note_error(lua_State *L) {
     Runtime *runtime;
     lua_settop(L, 1);
     lua_rawgetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY);
-    runtime = lua_touserdata(L, -1);
-    if (runtime != NULL && !is_noted(L, runtime))
-        note_traceback(L);
+    runtime = lua_touserdata(L, 2);
+    if (runtime != NULL && !is_noted(L, runtime, 1, 2))
+        note_traceback(L, L, 1, 1, 2);
     lua_settop(L, 1);
     return 1;
 }
@@ -299,47 +301,6 @@ static void make_ready(Loop *loop, Task *task) {
     loop->ready_count++;
 }
 
-/* What a coroutine returns at its end: nothing, one value, or a key that says what the other
- * value is. Packing is done in here, where a lack of memory is an error of the task. */
-static int body_ended(lua_State *L, int status, lua_KContext context) {
-    int count = lua_gettop(L) - 1;
-    (void)context;
-    if (status == LUA_OK || status == LUA_YIELD) {
-        if (count <= 1)
-            return count;
-        luaL_checkstack(L, 2, "too many results");
-        lua_createtable(L, count, 1);
-        lua_insert(L, 2);
-        lua_pushinteger(L, count);
-        lua_setfield(L, 2, "n");
-        for (; count > 0; count--)
-            lua_rawseti(L, 2, count);
-        lua_pushlightuserdata(L, (void *)&SEVERAL_KEY);
-        lua_insert(L, 2);
-        return 2;
-    }
-    lua_createtable(L, 2, 0);
-    lua_insert(L, -2);
-    lua_rawgetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY);
-    lua_getiuservalue(L, -1, RUNTIME_ERROR);
-    if (lua_rawequal(L, -1, -3)) {
-        lua_getiuservalue(L, -2, RUNTIME_TRACEBACK);
-        lua_rawseti(L, -5, 2);
-    }
-    lua_pop(L, 2);
-    lua_rawseti(L, -2, 1);
-    lua_pushlightuserdata(L, (void *)&FAILED_KEY);
-    lua_insert(L, -2);
-    return 2;
-}
-
-/* The first function of every coroutine. The protected call is in here, and not left to
- * lua_resume, so that pending closes may suspend when an error passes them. */
-static int body(lua_State *L) { /* runtime_note_error, function, argument, ... */
-    int status = lua_pcallk(L, lua_gettop(L) - 2, LUA_MULTRET, 1, 0, body_ended);
-    return body_ended(L, status, 0);
-}
-
 static uint32_t anchor_take(lua_State *L, Runtime *runtime) { /* pops the task */
     uint32_t anchor = runtime->free_anchor;
     if (anchor == 0) {
@@ -390,7 +351,7 @@ Task *task_spawn(lua_State *L, Runtime *runtime, Loop *loop, Scope *home, int na
     else
         lua_newthread(L);
     task->coroutine = lua_tothread(L, -1);
-    if (!lua_checkstack(task->coroutine, nargs + 3))
+    if (!lua_checkstack(task->coroutine, nargs + 1))
         luaL_error(L, "too many arguments");
     lua_setiuservalue(L, -2, 1);
     lua_pushvalue(L, -1);
@@ -401,8 +362,6 @@ Task *task_spawn(lua_State *L, Runtime *runtime, Loop *loop, Scope *home, int na
         lua_rawseti(L, UPVALUE_IDLE, runtime->idle_count--);
     }
     lua_insert(L, base);
-    lua_pushcfunction(task->coroutine, body);
-    lua_pushcfunction(task->coroutine, runtime_note_error);
     lua_xmove(L, task->coroutine, nargs + 1);
     if (loop->is_simulated)
         task->flags |= TASK_IS_SIMULATED;
@@ -442,6 +401,8 @@ Task *task_enter(lua_State *L, Runtime *runtime, const char *what) {
         return NULL;
     }
     if (L != runtime->active) {
+        if (L == runtime->closing)
+            return NULL; /* as if outside: a loop within the loop, see close_coroutine */
         if (runtime->active == NULL)
             luaL_error(L,
                        "%s cannot suspend across a C-call boundary: the generator was called from "
@@ -903,14 +864,19 @@ static void end_body(lua_State *L, Runtime *runtime, Loop *loop, Task *task, Tas
         task = settle(L, runtime, loop, task);
 }
 
-/* Closes a coroutine; an error it is left with replaces the value at the top of the stack. */
-static void close_coroutine(lua_State *L, lua_State *coroutine) {
+/* Runs the pending closes of a coroutine; an error that is left replaces the value at the top of
+ * the stack. Lua runs these closes where they cannot yield. So when one of them suspends, the
+ * loop runs inside of it until that is over; see task_enter. */
+static void close_coroutine(lua_State *L, Runtime *runtime, lua_State *coroutine) {
+    lua_State *closing = runtime->closing;
+    int status;
+    runtime->closing = coroutine;
 #if LUA_VERSION_RELEASE_NUM >= 50406
-    int status = lua_closethread(coroutine, L);
+    status = lua_closethread(coroutine, L);
 #else
-    int status = lua_resetthread(coroutine);
-    (void)L;
+    status = lua_resetthread(coroutine);
 #endif
+    runtime->closing = closing;
     if (status != LUA_OK) {
         lua_pop(L, 1);
         lua_xmove(coroutine, L, 1);
@@ -942,42 +908,104 @@ static void collapse_scopes(lua_State *L, Loop *loop, Task *task) {
     }
 }
 
+static int pack_results(lua_State *L) { /* coroutine, as a light userdata */
+    lua_State *coroutine = lua_touserdata(L, 1);
+    int count = lua_gettop(coroutine);
+    luaL_checkstack(coroutine, 1, "too many results");
+    lua_createtable(L, count, 1);
+    for (int i = 1; i <= count; i++) {
+        lua_pushvalue(coroutine, i);
+        lua_xmove(coroutine, L, 1);
+        lua_rawseti(L, -2, i);
+    }
+    lua_pushinteger(L, count);
+    lua_setfield(L, -2, "n");
+    return 1;
+}
+
+static int pack_error(lua_State *L) { /* coroutine, as a light userdata; error */
+    lua_createtable(L, 2, 0);
+    if (!is_noted(L, runtime_of(L), 2, UPVALUE_RUNTIME))
+        note_traceback(L, lua_touserdata(L, 1), 0, 2, UPVALUE_RUNTIME);
+    lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_ERROR);
+    if (lua_rawequal(L, 2, -1)) {
+        lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_TRACEBACK);
+        lua_rawseti(L, 3, 2);
+    }
+    lua_pushvalue(L, 2);
+    lua_rawseti(L, 3, 1);
+    lua_settop(L, 3);
+    return 1;
+}
+
+/* Calls a function above with the coroutine and, if there is one, the value on the top of the
+ * stack, which its result replaces. Short of memory, that error does; false then. */
+static bool pack(lua_State *L, lua_CFunction function, lua_State *coroutine, int values) {
+    lua_pushvalue(L, UPVALUE_RUNTIME);
+    lua_pushcclosure(L, function, 1);
+    lua_insert(L, -1 - values);
+    lua_pushlightuserdata(L, coroutine);
+    lua_insert(L, -1 - values);
+    return lua_pcall(L, 1 + values, 1, 0) == LUA_OK;
+}
+
+/* The function has raised an error, or yielded when it must not. Pushes the outcome. */
+static int fail(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int status) {
+    lua_State *coroutine = task->coroutine;
+    bool is_packed;
+    if (status == LUA_YIELD) {
+        lua_pushliteral(L, "attempt to yield from outside a coroutine: "
+                           "a task suspends through opero (opero.yield lets others run)");
+    } else {
+        lua_pushvalue(coroutine, -1); /* the original stays: closing looks for it there */
+        lua_xmove(coroutine, L, 1);
+    }
+    collapse_scopes(L, loop, task);
+    lua_pushvalue(L, -1);
+    is_packed = pack(L, pack_error, coroutine, 1);
+    lua_insert(L, -2);
+    lua_pushvalue(L, -1);
+    runtime->current = task; /* what its closes spawn are its children */
+    close_coroutine(L, runtime, coroutine);
+    runtime->current = NULL; /* packed, error, what became of the error */
+    if (is_packed && lua_rawequal(L, -1, -2)) {
+        lua_pop(L, 2);
+        return OUTCOME_TABLE;
+    }
+    lua_replace(L, -3);
+    lua_pop(L, 1);
+    return OUTCOME_VALUE;
+}
+
 /* The coroutine has returned, or died: `status` and `count` are those of lua_resume. */
 static void finish(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int status, int count) {
     lua_State *coroutine = task->coroutine;
     TaskState state = TASK_DONE;
-    int outcome;
-    if (status == LUA_OK && count < 2) {
-        if (count == 0)
-            lua_pushnil(L);
-        else
-            lua_xmove(coroutine, L, 1);
-        outcome = count == 0 ? OUTCOME_NONE : OUTCOME_VALUE;
-    } else if (status == LUA_OK) {
-        if (lua_touserdata(coroutine, -2) == (const void *)&FAILED_KEY)
-            state = TASK_FAILED;
-        lua_xmove(coroutine, L, 1);
-        lua_settop(coroutine, 0);
-        outcome = OUTCOME_TABLE;
-    } else { /* out of memory at an awkward moment, or coroutine.yield */
+    int outcome = OUTCOME_NONE;
+    if (status != LUA_OK) {
         state = TASK_FAILED;
+        outcome = fail(L, runtime, loop, task, status);
+    } else if (count == 0) {
+        lua_pushnil(L);
+    } else if (count == 1) {
         outcome = OUTCOME_VALUE;
-        if (status == LUA_YIELD)
-            lua_pushliteral(L, "attempt to yield from outside a coroutine: "
-                               "a task suspends through opero (opero.yield lets others run)");
-        else
-            lua_pushnil(L);
-        close_coroutine(L, coroutine);
-        collapse_scopes(L, loop, task);
+        lua_xmove(coroutine, L, 1);
+    } else {
+        if (pack(L, pack_results, coroutine, 0)) {
+            outcome = OUTCOME_TABLE;
+        } else {
+            state = TASK_FAILED;
+            outcome = OUTCOME_VALUE;
+        }
+        lua_settop(coroutine, 0);
     }
     if (state == TASK_FAILED && (task->flags & TASK_IS_CANCELLED) != 0) {
+        lua_pushvalue(L, -1);
         if (outcome == OUTCOME_TABLE)
             lua_rawgeti(L, -1, 1);
-        else
-            lua_pushvalue(L, -1);
         if (is_cancellation(L, -1))
             state = TASK_CANCELLED;
-        lua_pop(L, 1);
+        lua_pop(L, outcome == OUTCOME_TABLE ? 2 : 1);
     }
     end_body(L, runtime, loop, task, state, outcome, status == LUA_OK);
 }
@@ -994,15 +1022,34 @@ static void end_unstarted(lua_State *L, Runtime *runtime, Loop *loop, Task *task
     end_body(L, runtime, loop, task, TASK_CANCELLED, OUTCOME_VALUE, true);
 }
 
+/* With very many tasks each is long out of the cache when its turn comes: fetch the next one's
+ * coroutine and the one after that while this one runs. */
+static void prefetch_after(const Loop *loop, const Task *task) {
+#ifdef __GNUC__
+    const Link *next = task->link.next;
+    if (next != &loop->ready) {
+        const char *coroutine = (const char *)CONTAINER_OF(next, Task, link)->coroutine;
+        __builtin_prefetch(next->next);
+        __builtin_prefetch((const char *)next->next + 64);
+        for (int line = 0; line < 3; line++)
+            __builtin_prefetch(coroutine + line * 64);
+    }
+#else
+    (void)loop, (void)task;
+#endif
+}
+
 /* The resumption is in this function, and not in one of its own, because a yield is a longjmp:
  * the processor mispredicts each return between it and the loop. */
 bool task_run(lua_State *L, Runtime *runtime, Loop *loop, size_t count) {
     for (; count > 0; count--) {
         Task *task = CONTAINER_OF(loop->ready.next, Task, link);
         int status, values;
+        prefetch_after(loop, task);
         link_remove(&task->link);
         loop->ready_count--;
-        if ((task->flags & (TASK_STARTED | TASK_IS_CANCELLED)) == TASK_IS_CANCELLED) {
+        if ((task->flags & (TASK_STARTED | TASK_IS_CANCELLED | TASK_IS_ROOT)) ==
+            TASK_IS_CANCELLED) { /* before it began: it never will */
             end_unstarted(L, runtime, loop, task);
             continue;
         }
@@ -1073,7 +1120,7 @@ void task_kill(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
     if (coroutine != NULL && !is_running) {
         lua_pushnil(L);
         if (task->flags & TASK_STARTED)
-            close_coroutine(L, coroutine);
+            close_coroutine(L, runtime, coroutine);
         if (!lua_isnil(L, -1)) { /* a pending close failed and there is nobody left to tell */
             lua_warning(L, "opero: error in a suspended task that was closed: ", 1);
             lua_warning(L, luaL_tolstring(L, -1, NULL), 0);
@@ -1129,8 +1176,8 @@ void task_push_name(lua_State *L, Task *task, int index) {
     lua_settop(L, base);
     if (task->coroutine != NULL) {
         lua_State *coroutine = task->coroutine;
-        if ((task->flags & TASK_STARTED) == 0 && lua_isfunction(coroutine, 3)) {
-            lua_pushvalue(coroutine, 3);
+        if ((task->flags & TASK_STARTED) == 0 && lua_isfunction(coroutine, 1)) {
+            lua_pushvalue(coroutine, 1);
             lua_getinfo(coroutine, ">S", &ar);
             lua_pushfstring(L, "%s:%d", ar.short_src, ar.linedefined);
             return;

@@ -142,6 +142,7 @@ struct Runtime { /* a userdata in the registry; see RUNTIME_... for its user val
     Loop *running;    /* the loop that is running; NULL outside */
     Task *current;    /* the running task */
     lua_State *active; /* the coroutine in which it may suspend; NULL: nowhere now */
+    lua_State *closing; /* the coroutine whose pending closes are running; NULL: none */
     lua_State *main;
     lua_Hook hook;      /* the main thread's hook as we know it; see loop.c */
     uint32_t free_anchor, anchor_count;

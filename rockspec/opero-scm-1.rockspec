@@ -46,6 +46,7 @@ build = {
     ["opero.errors"] = "lua/opero/errors.lua",
     ["opero.fallback"] = "lua/opero/fallback.lua",
     ["opero.matcher"] = "lua/opero/matcher.lua",
+    ["opero.meta"] = "lua/opero/meta.lua",
     ["opero.orchestrate"] = "lua/opero/orchestrate.lua",
     ["opero.orchestrator"] = "lua/opero/orchestrator.lua",
     ["opero.outcome"] = "lua/opero/outcome.lua",

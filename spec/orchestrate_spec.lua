@@ -105,6 +105,35 @@ describe("opero", function()
     assert.same({}, left)
   end)
 
+  it("is known to editors, methods included", function()
+    local file = assert(io.open(assert(package.searchpath("opero.meta", package.path))))
+    local text = file:read("a")
+    file:close()
+    for name in pairs(opero) do
+      assert.is_truthy(text:find("function opero." .. name .. "(", 1, true)
+        or text:find("---@field " .. name .. " ", 1, true), name)
+    end
+    local objects = {
+      Task = opero.spawn(function() end), Semaphore = opero.semaphore(1),
+      Channel = opero.channel(1), Event = opero.event(),
+    }
+    objects.Task:await()
+    opero.scope(function(scope) objects.Scope = scope end)
+    for class, object in pairs(objects) do
+      local methods = debug.getmetatable(object).__index
+      for name in pairs(methods) do
+        assert.is_truthy(text:find(("function %s:%s("):format(class, name), 1, true),
+          class .. ":" .. name)
+      end
+      for name in text:gmatch("function " .. class .. ":(%w+)%(") do
+        assert.is_function(methods[name], class .. ":" .. name)
+      end
+    end
+    for name in text:gmatch("function opero%.([%w_]+)%(") do
+      assert.is_function(opero[name], name)
+    end
+  end)
+
   it("adds nothing to the globals", function()
     local known, loaded = {}, {}
     for name in pairs(_G) do

@@ -16,6 +16,7 @@
 ---@field parent opero.ErrorClass? nil for OperoError alone
 ---@overload fun(message: string, fields: table?): opero.Error
 
+---@class opero.errors
 local errors = {}
 
 -- Deeper chains are cut: a message is for reading.

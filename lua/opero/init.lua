@@ -16,6 +16,7 @@ local retry = require "opero.retry"
 -- The core raises errors of the classes that are defined in Lua.
 core.set_error_factory(errors.make)
 
+---@type opero
 return {
   _VERSION = "Opero scm",
 

@@ -235,6 +235,19 @@ describe("try", function()
   end))
 end)
 
+describe("Ctrl-C", function()
+  -- What the stand-alone interpreter raises in the main chunk.
+  for _, err in ipairs { "interrupted!", "job.lua:7: interrupted!" } do
+    it("is not retried, mended or returned as an error: " .. err, function()
+      local fn, times = broken(err)
+      local orch = opero.Orchestrator { retry_config = {}, fallbacks = { echo } }
+      assert.equal(err, raised(orch.execute, orch, fn))
+      assert.equal(err, raised(orch.try, orch, fn))
+      assert.equal(2, #times)
+    end)
+  end
+end)
+
 describe("a logger", function()
   it("is told of retries, fallbacks, and of giving up", simulated(function()
     local logger, records = support.recorder()

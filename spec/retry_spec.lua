@@ -311,6 +311,10 @@ describe("a cancellation", function()
     local fn, times = broken(err)
     assert.equal(err, raised(caller(always), fn))
     assert.equal(1, #times)
+    err = errors.class("Stopped", errors.CancelledError) "enough"
+    fn, times = broken(err)
+    assert.equal(err, raised(caller(always), fn))
+    assert.equal(1, #times)
   end))
 end)
 

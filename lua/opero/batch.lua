@@ -42,7 +42,7 @@ local map_options = {
 -- How far an imap is ahead of its loop when nothing else says so.
 local WINDOW <const> = 64
 
--- ---- the crew ---------------------------------------------------------------------------------
+-- ---- the crew -----------------------------------------------------------------------------------
 
 local function has_work(crew)
   return crew.started < crew.total
@@ -89,7 +89,7 @@ local function item_error(crew, index, item, err)
   return errors.ItemError(("item %d: %s"):format(index, errors.summary(err)), fields)
 end
 
--- ---- what to read -----------------------------------------------------------------------------
+-- ---- what to read -------------------------------------------------------------------------------
 
 local function take_from_list(items, fn, total)
   local index = 0

@@ -23,7 +23,7 @@ function fallback.layer(functions, next_layer, report)
   return core.guard(next_layer, function(err, _, ...)
     local failures = { n = 1, err }
     for i, fn in ipairs(functions) do
-      if core.is_cancelled(err) then
+      if outcome.is_final(err) then
         return false, err
       end
       if report then
@@ -37,7 +37,7 @@ function fallback.layer(functions, next_layer, report)
       failures.n = i + 1
       failures[i + 1] = err
     end
-    if core.is_cancelled(err) then
+    if outcome.is_final(err) then
       return false, err
     end
     if report then

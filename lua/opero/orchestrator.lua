@@ -125,6 +125,8 @@ local function results_or_error(ok, ...)
   local err = ...
   if core.is_cancelled(err) then
     core.yield() -- raises the caller's own cancellation again; another's is a failure like any
+  elseif outcome.is_final(err) then
+    core.reraise(err)
   end
   return nil, outcome.shown(err)
 end

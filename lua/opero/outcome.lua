@@ -44,6 +44,17 @@ function outcome.of(results)
   return true, table.unpack(results, 1, results.n)
 end
 
+local INTERRUPTED <const> = "interrupted!"
+
+--- Is this an error that no policy may mend: a cancellation, or the user's Ctrl-C? The stand-alone
+--- interpreter raises that as a text in the main chunk, wherever the program stands.
+---@param err any
+---@return boolean
+function outcome.is_final(err)
+  return core.is_cancelled(err) or errors.is(err, errors.CancelledError)
+    or type(err) == "string" and err:sub(-#INTERRUPTED) == INTERRUPTED
+end
+
 --- The error for when none of several functions succeeded.
 ---@param failures table their errors in order, with n
 ---@return opero.Error

@@ -83,7 +83,7 @@ function retry.layer(config, next_layer, report)
 
   return core.guard(next_layer, function(err, fn, ...)
     local attempt, wait = 1, nil
-    while not core.is_cancelled(err) and matches(err) do
+    while not outcome.is_final(err) and matches(err) do
       if attempt >= max_attempts then
         if report then
           report("error", "all attempts failed", { attempts = attempt, error = err })

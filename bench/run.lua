@@ -451,6 +451,12 @@ local function keys_of(rows)
   return table.concat(keys, " ")
 end
 
+---@return number? # how many programs wanted to run, on average of the last minute
+local function load_average()
+  local file <close> = io.open("/proc/loadavg")
+  return file and file:read("n")
+end
+
 local function refuse(message)
   io.stderr:write("bench: ", message, "\n")
   os.exit(2)
@@ -484,6 +490,10 @@ local function main(words)
     end
   end
 
+  local load = load_average()
+  if load and load > 0.5 then
+    print(("The machine is busy (load average %.1f): take these figures with care.\n"):format(load))
+  end
   line("what", "Opero", "peer", "the peer's", "ratio", "goal", "")
   local ok = true
   for _, row in ipairs(rows) do

@@ -389,6 +389,23 @@ describe("a failure in a map", function()
       assert.equal(1, #opero.tasks())
     end))
 
+  it("has the traceback of where the item failed", simulated(function()
+    local function deep_trouble()
+      error("trouble", 0)
+    end
+    local function fn()
+      opero.sleep(1)
+      deep_trouble()
+      return 1
+    end
+    local err = raised(function() plain():map(fn, range(3)) end)
+    assert.matches("deep_trouble", err.traceback)
+    assert.matches("deep_trouble", raised(opero.FallbackChain(fn, fn)).traceback)
+    assert.matches("deep_trouble", raised(function()
+      opero.Orchestrator({ retry_config = { reraise = false } }):execute(fn)
+    end).traceback)
+  end))
+
   it("begins no further items", simulated(function()
     local iterate, state = counting(100)
     raised(function() plain(2):map(fails_at(2, "x", 1), iterate) end)

@@ -86,6 +86,7 @@ end
 local function item_error(crew, index, item, err)
   local fields = crew.place and crew.place(index) or {}
   fields.index, fields.item, fields.cause = index, item, err
+  fields.traceback = core.traceback(err)
   return errors.ItemError(("item %d: %s"):format(index, errors.summary(err)), fields)
 end
 
@@ -157,8 +158,9 @@ local function finish(crew, limit, options)
       -- No other item is begun, and what still fails came later than this one.
       has_failed = true
       crew.total = 0
+      local err = item_error(crew, index, item, value)
       core.yield() -- a cancelled worker leaves here: its failure came later than the cancellation
-      error(item_error(crew, index, item, value))
+      error(err)
     end
   end
 

@@ -43,7 +43,7 @@ end
 local function check_logger(value, path)
   for _, level in ipairs { "debug", "info", "warning", "error" } do
     local ok, method = pcall(index, value, level)
-    if not ok or type(value) == "string" or not check.is_callable(method) then
+    if not ok or not check.is_callable(method) then
       check.fail(path, value, "an object with the methods debug, info, warning and error")
     end
   end

@@ -65,7 +65,11 @@ function outcome.all_failed(failures)
   end
   return errors.AllFailedError(
     ("all %d functions failed: %s"):format(failures.n, table.concat(said, "; ")),
-    { errors = failures, cause = failures[failures.n] })
+    {
+      errors = failures,
+      cause = failures[failures.n],
+      traceback = core.traceback(failures[failures.n]),
+    })
 end
 
 --- An error where nil would mean that there is none.

@@ -25,6 +25,8 @@ local core = require "opero.core"
 
 local rate_limit = {}
 
+local now, epoch = core.now, core.epoch
+
 -- The clock's resolution: no difference below it means anything.
 local NANOSECOND <const> = 1e-9
 
@@ -53,9 +55,9 @@ local limiter_mt = { __name = "opero.RateLimiter", __index = limiter_methods }
 -- What belongs to one clock. Under another one, a simulation's, the limiter starts afresh: its
 -- times mean nothing there, nor do those who wait.
 local function bucket_of(limiter)
-  local bucket, epoch = limiter.bucket, core.epoch()
-  if not bucket or bucket.epoch ~= epoch then
-    bucket = { epoch = epoch, anchor = core.now(), count = 0, waiting = 0, turnstile = nil }
+  local bucket = limiter.bucket
+  if not bucket or bucket.epoch ~= epoch() then
+    bucket = { epoch = epoch(), anchor = now(), count = 0, waiting = 0, turnstile = nil }
     -- Closing these gives the place in line back, whatever ends the wait.
     bucket.place = setmetatable({}, {
       __close = function()
@@ -75,12 +77,13 @@ end
 -- Seconds until the next permit is there; zero or less when it is. A bucket that has been full for
 -- longer than `slack` gets a new anchor.
 local function wait_of(limiter, bucket, slack)
-  local now, rate = core.now(), limiter.rate
-  if now - (bucket.anchor + bucket.count / rate) > slack then
-    bucket.anchor = now
-    bucket.count = 0
+  local time, rate, anchor, count = now(), limiter.rate, bucket.anchor, bucket.count
+  if time - (anchor + count / rate) > slack then
+    bucket.anchor, bucket.count = time, 0
+    return 0
   end
-  return bucket.anchor + math.max(0, bucket.count - limiter.burst + 1) / rate - now
+  local owed = count - limiter.burst + 1
+  return owed > 0 and anchor + owed / rate - time or 0
 end
 
 --- Takes a permit if one is there and nobody waits for it.

@@ -69,7 +69,7 @@ local function exhausted(attempts, err)
   return errors.RetryError(
     ("%d %s failed: %s"):format(attempts, attempts == 1 and "attempt" or "attempts",
       errors.summary(err)),
-    { attempts = attempts, cause = err })
+    { attempts = attempts, cause = err, traceback = core.traceback(err) })
 end
 
 --- Wraps a layer. The success of the first attempt costs one C call.

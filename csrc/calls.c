@@ -224,8 +224,7 @@ static int scope_joined(lua_State *L, int status, lua_KContext has_waited) {
     int results = lua_gettop(L) - 2;
     bool failed = (outcome & BODY_FAILED) != 0, was_cut = (outcome & BODY_CUT_SHORT) != 0;
     bool has_expired = scope->has_expired && (was_cut || (outcome & BODY_EXPIRED) == 0);
-    bool took = scope_take_failures(L, runtime, scope, failed && !was_cut ? 3 : 0);
-    scope_close(L, runtime->loop, me);
+    bool took = scope_close(L, runtime, runtime->loop, me, failed && !was_cut ? 3 : 0);
     (void)status;
     if (took)
         return runtime_rethrow(L);
@@ -297,7 +296,7 @@ static int call_scope(lua_State *L) {
     lua_insert(L, 2);
     lua_pushvalue(L, 2);
     *handle = scope_open(L, me, SCOPE_GROUP);
-    (*handle)->handle = (void **)handle;
+    (*handle)->handle = handle;
     return call_in_scope(L);
 }
 
@@ -316,7 +315,7 @@ static int call_timeout(lua_State *L) {
     scope = scope_open(L, me, SCOPE_TIMEOUT);
     if (deadline_ns != CLOCK_NEVER &&
         !timers_add(&runtime->loop->timers, &scope->timer, deadline_ns)) {
-        scope_close(L, runtime->loop, me);
+        scope_drop(L, runtime->loop, me);
         return luaL_error(L, "not enough memory");
     }
     return call_in_scope(L);

@@ -11,6 +11,8 @@ static const char RUNTIME_KEY; /* its address is the key */
 
 /* ---- the runtime -------------------------------------------------------------------------- */
 
+static int collect_failures(lua_State *L);
+
 static uint64_t rotate_left(uint64_t x, int by) {
     return (x << by) | (x >> (64 - by));
 }
@@ -136,6 +138,8 @@ Runtime *runtime_open(lua_State *L) {
     lua_setiuservalue(L, -2, RUNTIME_NAMES);
     lua_pushvalue(L, -1);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY);
+    runtime_push_function(L, collect_failures, 0);
+    lua_setiuservalue(L, -2, RUNTIME_COLLECTOR);
     lua_createtable(L, 0, 2); /* only now: until here there is nothing to release */
     runtime_push_function(L, runtime_gc, 0);
     lua_setfield(L, -2, "__gc");
@@ -147,39 +151,39 @@ Runtime *runtime_open(lua_State *L) {
 
 /* ---- errors ------------------------------------------------------------------------------- */
 
-static int call_factory(lua_State *L) { /* factory, class, message, field, value */
-    if (lua_isnil(L, 1)) {
-        lua_pushfstring(L, "%s: %s", lua_tostring(L, 2), lua_tostring(L, 3));
+static int call_factory(lua_State *L) { /* class, message, field as pointers to char; value */
+    const char *class_name = lua_touserdata(L, 1), *message = lua_touserdata(L, 2);
+    const char *field = lua_touserdata(L, 3);
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY);
+    if (lua_getiuservalue(L, -1, RUNTIME_ERROR_FACTORY) != LUA_TFUNCTION) {
+        lua_pushfstring(L, "%s: %s", class_name, message);
         return 1;
     }
+    lua_pushstring(L, class_name);
+    lua_pushstring(L, message);
     lua_createtable(L, 0, 1);
-    if (!lua_isnil(L, 4)) {
+    if (field != NULL) {
         lua_pushvalue(L, 4);
-        lua_pushvalue(L, 5);
-        lua_rawset(L, -3);
+        lua_setfield(L, -2, field);
     }
-    lua_replace(L, 4);
-    lua_settop(L, 4);
     lua_call(L, 3, 1);
     return 1;
 }
 
 void runtime_push_error(lua_State *L, const char *class_name, const char *message,
                         const char *field) {
-    luaL_checkstack(L, 8, NULL);
+    luaL_checkstack(L, 6, NULL);
     if (field == NULL)
         lua_pushnil(L);
     lua_pushcfunction(L, call_factory);
     lua_insert(L, -2);
-    lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_ERROR_FACTORY);
+    lua_pushlightuserdata(L, (void *)class_name);
     lua_insert(L, -2);
-    lua_pushstring(L, class_name);
+    lua_pushlightuserdata(L, (void *)message);
     lua_insert(L, -2);
-    lua_pushstring(L, message);
+    lua_pushlightuserdata(L, (void *)field);
     lua_insert(L, -2);
-    lua_pushstring(L, field); /* nil for NULL */
-    lua_insert(L, -2);
-    lua_pcall(L, 5, 1, 0); /* on failure its error serves */
+    lua_pcall(L, 4, 1, 0); /* on failure its error serves */
 }
 
 /* Whether the error needs no new traceback: it is being raised again, or it is a cancellation, of
@@ -680,7 +684,8 @@ Scope *scope_open(lua_State *L, Task *task, ScopeKind kind) {
     return scope;
 }
 
-void scope_close(lua_State *L, Loop *loop, Task *task) {
+/* Takes the innermost scope out of the task's chain. */
+static Scope *scope_detach(lua_State *L, Loop *loop, Task *task) {
     Scope *scope = task->scope;
     task->scope = scope->outer;
     timers_cancel(&loop->timers, &scope->timer);
@@ -697,7 +702,19 @@ void scope_close(lua_State *L, Loop *loop, Task *task) {
                 task->flags &= (uint8_t)~TASK_HAS_CANCEL;
         }
     }
+    return scope;
+}
+
+void scope_drop(lua_State *L, Loop *loop, Task *task) {
+    free(scope_detach(L, loop, task));
+}
+
+bool scope_close(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int first) {
+    /* out of the chain before anything is allocated: a finalizer might spawn into it */
+    Scope *scope = scope_detach(L, loop, task);
+    bool has_failures = scope_take_failures(L, runtime, scope, first);
     free(scope);
+    return has_failures;
 }
 
 Scope *scope_current(lua_State *L, Runtime *runtime) {
@@ -724,38 +741,58 @@ static void push_error_of(lua_State *L, Task *task, int index) {
     }
 }
 
-bool scope_take_failures(lua_State *L, Runtime *runtime, Scope *scope, int first) {
-    lua_Integer count = 0;
-    int base = lua_gettop(L);
-    if (list_is_empty(&scope->failures))
-        return false;
-    luaL_checkstack(L, 10, NULL);
-    lua_newtable(L);
-    if (first != 0) {
-        lua_pushvalue(L, first);
-        lua_rawseti(L, base + 1, ++count);
-    }
+/* Detaches the failures of a scope. Returns whether there are any but those that are on their way
+ * to somebody, and all errors as one. */
+static int collect_failures(lua_State *L) { /* scope, as a light userdata; a first error, or none */
+    Runtime *runtime = runtime_of(L);
+    Scope *scope = lua_touserdata(L, 1);
+    int count = lua_gettop(L) - 1;
+    bool has_first = count > 0;
     while (!list_is_empty(&scope->failures)) {
         Task *task = CONTAINER_OF(scope->failures.next, Task, sibling);
         if ((task->flags & TASK_IS_AWAITED) == 0) {
+            luaL_checkstack(L, 4, "too many errors");
             lua_rawgeti(L, UPVALUE_ANCHORS, task->anchor);
             push_error_of(L, task, -1);
-            lua_rawseti(L, base + 1, ++count);
-            lua_pop(L, 1);
+            lua_remove(L, -2);
+            count++;
         }
         failure_detach(L, runtime, task);
     }
-    if (count <= (first != 0 ? 1 : 0)) {
-        lua_settop(L, base);
-        return false;
+    if (count < 2) {
+        lua_pushboolean(L, count == 1 && !has_first);
+        lua_insert(L, 2);
+        lua_settop(L, 3);
+        return 2;
     }
-    if (count == 1) {
-        lua_rawgeti(L, base + 1, 1);
-        lua_replace(L, base + 1);
-        return true;
-    }
+    lua_createtable(L, count, 0);
+    lua_insert(L, 2);
+    for (; count > 0; count--)
+        lua_rawseti(L, 2, count);
     runtime_push_aggregate(L);
-    return true;
+    lua_pushboolean(L, true);
+    lua_insert(L, -2);
+    return 2;
+}
+
+bool scope_take_failures(lua_State *L, Runtime *runtime, Scope *scope, int first) {
+    int base = lua_gettop(L);
+    bool has_any;
+    if (list_is_empty(&scope->failures))
+        return false;
+    luaL_checkstack(L, 8, NULL);
+    lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_COLLECTOR);
+    lua_pushlightuserdata(L, scope);
+    if (first != 0)
+        lua_pushvalue(L, first);
+    /* short of memory, the error that says so is one too */
+    has_any = lua_pcall(L, first != 0 ? 2 : 1, 2, 0) != LUA_OK || lua_toboolean(L, base + 1);
+    while (!list_is_empty(&scope->failures))
+        failure_detach(L, runtime, CONTAINER_OF(scope->failures.next, Task, sibling));
+    if (has_any)
+        lua_replace(L, base + 1);
+    lua_settop(L, has_any ? base + 1 : base);
+    return has_any;
 }
 
 /* ---- the end of a task ---------------------------------------------------------------------- */
@@ -787,11 +824,10 @@ static Task *settle(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
             push_error_of(L, task, base + 1);
             first = base + 2;
         }
-        if (scope_take_failures(L, runtime, task->scope, first)) {
+        if (scope_close(L, runtime, loop, task, first)) {
             set_outcome(L, runtime, task, base + 1, OUTCOME_VALUE, false);
             task->wake = TASK_FAILED;
         }
-        scope_close(L, loop, task);
     }
     if (task->wake == TASK_CANCELLED && task->flags & TASK_BODY_ENDED) {
         push_origin(L, task); /* in place of results that came before the cancellation */
@@ -904,7 +940,7 @@ static void collapse_scopes(lua_State *L, Loop *loop, Task *task) {
             CONTAINER_OF(link, Task, sibling)->home = outermost;
             list_append(&outermost->failures, link);
         }
-        scope_close(L, loop, task);
+        scope_drop(L, loop, task);
     }
 }
 
@@ -924,25 +960,25 @@ static int pack_results(lua_State *L) { /* coroutine, as a light userdata */
 }
 
 static int pack_error(lua_State *L) { /* coroutine, as a light userdata; error */
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY);
+    if (!is_noted(L, lua_touserdata(L, 3), 2, 3))
+        note_traceback(L, lua_touserdata(L, 1), 0, 2, 3);
     lua_createtable(L, 2, 0);
-    if (!is_noted(L, runtime_of(L), 2, UPVALUE_RUNTIME))
-        note_traceback(L, lua_touserdata(L, 1), 0, 2, UPVALUE_RUNTIME);
-    lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_ERROR);
+    lua_getiuservalue(L, 3, RUNTIME_ERROR);
     if (lua_rawequal(L, 2, -1)) {
-        lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_TRACEBACK);
-        lua_rawseti(L, 3, 2);
+        lua_getiuservalue(L, 3, RUNTIME_TRACEBACK);
+        lua_rawseti(L, 4, 2);
     }
     lua_pushvalue(L, 2);
-    lua_rawseti(L, 3, 1);
-    lua_settop(L, 3);
+    lua_rawseti(L, 4, 1);
+    lua_settop(L, 4);
     return 1;
 }
 
 /* Calls a function above with the coroutine and, if there is one, the value on the top of the
  * stack, which its result replaces. Short of memory, that error does; false then. */
 static bool pack(lua_State *L, lua_CFunction function, lua_State *coroutine, int values) {
-    lua_pushvalue(L, UPVALUE_RUNTIME);
-    lua_pushcclosure(L, function, 1);
+    lua_pushcfunction(L, function); /* has no upvalues: pushing it allocates nothing */
     lua_insert(L, -1 - values);
     lua_pushlightuserdata(L, coroutine);
     lua_insert(L, -1 - values);
@@ -1137,7 +1173,7 @@ void task_kill(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
         }
         while (!list_is_empty(&scope->failures))
             failure_detach(L, runtime, CONTAINER_OF(scope->failures.next, Task, sibling));
-        scope_close(L, loop, task);
+        scope_drop(L, loop, task);
     }
     lua_pushnil(L);
     lua_rawsetp(L, UPVALUE_ANCHORS, task);

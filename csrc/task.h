@@ -110,7 +110,7 @@ struct Scope {      /* malloc'ed, owned by its owner's chain */
     Link failures;  /* tasks that ended with an error nobody awaited, in order */
     Scope *outer;   /* the scope around it in the same task */
     Task *owner;    /* NULL for a loop's own scope */
-    void **handle;  /* what Lua holds of it; cleared when the scope ends */
+    Scope **handle; /* what Lua holds of it; cleared when the scope ends */
     size_t live;    /* number of children */
     Timer timer;    /* of a timeout */
     uint8_t kind;   /* ScopeKind */
@@ -162,7 +162,8 @@ enum { /* user values of the runtime */
     RUNTIME_ERROR,        /* the last error raised out of a task or an attempt ... */
     RUNTIME_TRACEBACK,    /* ... and its traceback */
     RUNTIME_CANCELLED,    /* the metatable of CancelledError objects */
-    RUNTIME_USER_VALUES = RUNTIME_CANCELLED,
+    RUNTIME_COLLECTOR,    /* a function of task.c */
+    RUNTIME_USER_VALUES = RUNTIME_COLLECTOR,
 };
 
 /* ---- the runtime ---- */
@@ -292,8 +293,12 @@ void task_remove_awaiter(Task *task, Task *awaiter);
 /* Opens a scope in the running task. Raises when memory is short. */
 Scope *scope_open(lua_State *L, Task *task, ScopeKind kind);
 
-/* Ends the innermost scope of the task, which has no children left. */
-void scope_close(lua_State *L, Loop *loop, Task *task);
+/* Ends the innermost scope of the task, which has no children left, and does with its failures
+ * what scope_take_failures does. */
+bool scope_close(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int first);
+
+/* The same when its failures, if any, have been dealt with. */
+void scope_drop(lua_State *L, Loop *loop, Task *task);
 
 /* The scope into which the running task spawns; the loop's own outside tasks. */
 Scope *scope_current(lua_State *L, Runtime *runtime);

@@ -482,6 +482,33 @@ describe("a failure in a map", function()
   end))
 end)
 
+describe("a worker that is cancelled alone", function()
+  local function end_oneself(item)
+    if item == 3 then
+      opero.current():cancel("enough")
+      opero.sleep(1)
+    end
+    return item
+  end
+
+  it("does not make its item disappear", simulated(function()
+    for _, options in ipairs { {}, { on_error = "collect" }, { max_in_flight = 1 } } do
+      assert.equal("map: a task that worked on its items was cancelled",
+        raised(function() plain():map(end_oneself, range(9), options) end).message)
+      local seen = {}
+      local err = raised(function()
+        for result in plain():imap(end_oneself, range(9), options) do
+          seen[#seen + 1] = result
+        end
+      end)
+      assert.is_true(errors.is(err, errors.CancelledError))
+      assert.same({ 1, 2 }, seen)
+      opero.sleep(1)
+      assert.equal(1, #opero.tasks())
+    end
+  end))
+end)
+
 describe("a map whose caller is cancelled", function()
   for _, on_error in ipairs { "raise", "collect" } do
     it("cancels all items and passes the cancellation on, on_error = " .. on_error,
@@ -541,6 +568,7 @@ for _, name in ipairs { "map", "imap" } do
       assert.equal(name .. ".items.n", err.path)
       assert.equal("an integer >= 0", err.allowed)
     end
+    assert.equal(name, refused(method, orch, echo, {}, false).path)
     assert.equal(name .. ": expected a table of options, got 5",
       refused(method, orch, echo, {}, 5).message)
     assert.equal(name .. '.on_error: expected one of "raise", "collect", got "skip" (a string)',
@@ -919,6 +947,28 @@ describe("a failure in an imap", function()
       assert.equal(trouble, err)
       assert.same({ 1, 2, 3 }, seen)
     end
+  end))
+
+  it("begins nothing that is still being read", simulated(function()
+    local begun = {}
+    local err = raised(function()
+      local read = 0
+      for _ in plain():imap(function(item)
+        begun[#begun + 1] = item
+        opero.sleep(item == 1 and 2 or 1)
+        if item == 2 then
+          error("two", 0)
+        end
+      end, function()
+        read = read + 1
+        if read == 3 then
+          opero.sleep(1.5)
+        end
+        return read
+      end) do end -- luacheck: ignore 542
+    end)
+    assert.equal("item 2: two", err.message)
+    assert.same({ 1, 2 }, begun)
   end))
 
   it("may be the cancellation of another task", simulated(function()

@@ -299,6 +299,26 @@ for _, name in ipairs { "all", "any", "race" } do
       assert.equal(name, refused(combine).path)
     end)
 
+    it("notices an entry that was cancelled alone", simulated(function()
+      local function end_oneself()
+        opero.current():cancel("enough")
+        opero.sleep(1)
+      end
+      local err = raised(combine, { end_oneself, end_oneself })
+      assert.is_true(errors.is(err, errors.CancelledError))
+      assert.equal("cancelled: enough", err.message)
+      opero.sleep(1)
+      -- Before it began, too.
+      local task = opero.spawn(combine, { function() end })
+      opero.yield()
+      for _, info in ipairs(opero.tasks()) do
+        if info.task ~= task and info.task ~= opero.current() then
+          info.task:cancel()
+        end
+      end
+      assert.equal(name .. ": an entry was cancelled", raised(task.await, task).message)
+    end))
+
     it("calls nothing when an entry is wrong", simulated(function()
       local fn, times = broken "never"
       refused(combine, { fn, 5 })

@@ -17,6 +17,7 @@ local outcome = require "opero.outcome"
 local batch = {}
 
 ---@class opero.batch.Crew
+---@field name string "process", "map" or "imap"
 ---@field pipeline opero.Layer
 ---@field take fun(): boolean, any, function? the next item and its function; false at the end
 ---@field put fun(crew, index: integer, ok: boolean, value: any, item: any)
@@ -59,7 +60,7 @@ local function work(crew)
     crew.is_reading = true
     local more, item, fn = take()
     crew.is_reading = false
-    if not more then
+    if not more or crew.started >= crew.total then -- the end, or a failure meanwhile
       crew.total = crew.started
       break
     end
@@ -81,6 +82,11 @@ function hire(crew)
     crew.alive = crew.alive + 1
     crew.scope:spawn(work, crew)
   end
+end
+
+-- Somebody cancelled a worker, and nothing else: its item would be lost without a word.
+local function lost_worker(name)
+  return errors.CancelledError(name .. ": a task that worked on its items was cancelled")
 end
 
 local function item_error(crew, index, item, err)
@@ -119,13 +125,21 @@ local function length_of(items, path)
   return length
 end
 
+local function options_for(name, given)
+  if given == nil then
+    given = {}
+  end
+  return check.options(map_options, given, name)
+end
+
 -- A new crew for the items, which are a list or an iterator.
 local function crew_for(name, pipeline, fn, items)
   check.callable(fn, name .. ".fn")
   local path = name .. ".items"
   local crew = {
-    pipeline = pipeline, started = 0, consumed = 0, alive = 0, idle = 0, is_reading = false,
-    window = math.huge, limit = math.huge, total = math.huge,
+    name = name, pipeline = pipeline,
+    total = math.huge, window = math.huge, limit = math.huge,
+    started = 0, consumed = 0, alive = 0, idle = 0, is_reading = false,
   }
   if check.is_callable(items) then
     crew.take = take_from_iterator(items, fn)
@@ -169,6 +183,9 @@ local function finish(crew, limit, options)
     hire(crew)
   end)
 
+  if crew.alive > 0 then
+    error(lost_worker(crew.name))
+  end
   results.n = crew.started
   if failures then
     failures.n = crew.started
@@ -185,19 +202,19 @@ end
 ---@return table? errors
 function batch.map(pipeline, limit, fn, items, options)
   local crew = crew_for("map", pipeline, fn, items)
-  return finish(crew, limit, check.options(map_options, options or {}, "map"))
+  return finish(crew, limit, options_for("map", options))
 end
 
 -- The functions of process, and the options that stand beside them.
 local function functions_of(given)
   if check.is_callable(given) or type(given) ~= "table" then
-    return check.callables(given, "process"), check.options(map_options, {}, "process")
+    return check.callables(given, "process"), options_for("process")
   end
   local list, options = {}, {}
   for key, value in next, given do
     (type(key) == "string" and options or list)[key] = value
   end
-  return check.callables(list, "process"), check.options(map_options, options, "process")
+  return check.callables(list, "process"), options_for("process", options)
 end
 
 ---@param pipeline opero.Layer
@@ -245,17 +262,20 @@ local function run_host(crew)
     crew.scope = scope
     work(crew)
   end)
-  if not ok then
+  if crew.alive > 0 then
     crew.arrival:set()
+  end
+  if not ok then
     core.reraise(err)
   end
 end
 
--- Workers never fail, but they may have been cancelled, by a cancellation that the loop's task was
--- given too and swallowed. It must not wait for them then.
+-- Workers never fail, but they may have been cancelled: by a cancellation that the loop's task was
+-- given too and swallowed, for one. It must not wait for them then.
 local function raise_if_broken(crew)
   if crew.alive > 0 and ENDED[crew.host:status()] then
     crew.host:await()
+    error(lost_worker(crew.name))
   end
 end
 
@@ -349,8 +369,8 @@ local function wait_for_next(crew)
       end
       break
     end
-    hire_for_imap(crew)
     raise_if_broken(crew)
+    hire_for_imap(crew)
     crew.is_awaited = true
     crew.arrival:clear()
     crew.arrival:wait()
@@ -369,7 +389,7 @@ end
 ---@return table handle to be closed
 function batch.imap(pipeline, limit, fn, items, options)
   local crew = crew_for("imap", pipeline, fn, items)
-  options = check.options(map_options, options or {}, "imap")
+  options = options_for("imap", options)
   local window = options.max_in_flight or math.max(WINDOW, 2 * (limit or 0))
   local marks, values = {}, {}
   crew.window, crew.limit = window, math.min(limit or math.huge, window)

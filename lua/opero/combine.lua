@@ -5,6 +5,7 @@
 
 local check = require "opero.check"
 local core = require "opero.core"
+local errors = require "opero.errors"
 local outcome = require "opero.outcome"
 
 local combine = {}
@@ -61,13 +62,18 @@ local function tasks_among(entries)
   return #tasks > 0 and setmetatable(tasks, tasks_mt) or nil
 end
 
+-- Somebody cancelled an entry alone, which the others did not notice.
+local function raise_cancelled(failure, name)
+  core.reraise(failure and failure[1] or errors.CancelledError(name .. ": an entry was cancelled"))
+end
+
 --- Runs all at once and waits for all. The first failure cancels the rest and is raised unchanged.
 --- Raises ConfigError for an entry that is neither a function nor a task.
 ---@param entries (function|opero.Task)[]
 ---@return table results the first result of each, in order, with n
 function combine.all(entries)
   entries = check_entries(entries, "all")
-  local results, has_failed = { n = #entries }, false
+  local results, missing, failure = { n = #entries }, #entries, nil
   local _ <close> = tasks_among(entries)
   core.scope(function(scope)
     for i, entry in ipairs(entries) do
@@ -75,8 +81,9 @@ function combine.all(entries)
         local ok, value = call(entry)
         if ok then
           results[i] = value
-        elseif not has_failed then
-          has_failed = true -- what fails from now on fails because of this
+          missing = missing - 1
+        elseif not failure then
+          failure = { value } -- what fails from now on fails because of this
           if core.is_cancelled(value) then
             core.yield() -- where an entry that was cancelled itself leaves
           end
@@ -85,23 +92,28 @@ function combine.all(entries)
       end)
     end
   end)
+  if missing > 0 then
+    raise_cancelled(failure, "all")
+  end
   return results
 end
 
--- Runs all at once until `judge(i, results, err)` has returned a decision, an outcome kept in a
--- table with n. Cancels what still runs then. Without a decision returns nil.
-local function run_until_decided(entries, judge)
-  local decision
+-- Runs all at once until `judge(i, results, err)` has returned a decision, and cancels what still
+-- runs then. Returns nil when all have ended and there is none.
+local function run_until_decided(entries, name, judge)
+  local decision, missing, failure = nil, #entries, nil
   local _ <close> = tasks_among(entries)
   core.scope(function(scope)
     for i, entry in ipairs(entries) do
       scope:spawn(function()
-        local results, failure = outcome.keep(call(entry))
-        if core.is_cancelled(failure) then
+        local results, err = outcome.keep(call(entry))
+        if core.is_cancelled(err) then
+          failure = failure or { err }
           core.yield() -- where an entry that was cancelled itself leaves
         end
+        missing = missing - 1
         if not decision then
-          decision = judge(i, results, failure)
+          decision = judge(i, results, err)
           if decision then
             scope:cancel()
           end
@@ -109,6 +121,9 @@ local function run_until_decided(entries, judge)
       end)
     end
   end)
+  if missing > 0 and not decision then
+    raise_cancelled(failure, name)
+  end
   return decision
 end
 
@@ -122,7 +137,7 @@ function combine.any(entries)
     check.fail("any", entries, "at least one function or task")
   end
   local failures = { n = #entries }
-  local results = run_until_decided(entries, function(i, results, err)
+  local results = run_until_decided(entries, "any", function(i, results, err)
     failures[i] = err
     return results
   end)
@@ -141,7 +156,7 @@ function combine.race(entries)
   if #entries == 0 then
     check.fail("race", entries, "at least one function or task")
   end
-  local first = run_until_decided(entries, function(_, results, err)
+  local first = run_until_decided(entries, "race", function(_, results, err)
     return results or { failed = true, err = err }
   end)
   if first.failed then

@@ -204,10 +204,13 @@ static int task_tostring(lua_State *L) {
  * opero.scope, timeout and shield call a function with a scope open. Their stack is
  *   1: the message handler   2: the handle, the seconds, or nil   3 ...: results, or the error
  */
-enum { BODY_FAILED = 1, BODY_CUT_SHORT = 2 /* by this scope's own cancellation */, BODY_EXPIRED = 4 };
+enum {
+    BODY_FAILED = 1,
+    BODY_CUT_SHORT = 2 /* by this scope's own cancellation */,
+    BODY_EXPIRED = 4
+};
 
-static const WaitKind wait_scope = {.name = "the tasks of its scope",
-                                    .is_uninterruptible = true};
+static const WaitKind wait_scope = {.name = "the tasks of its scope", .is_uninterruptible = true};
 
 static int raise_pending(lua_State *L, Task *me, int results) {
     if ((me->flags & TASK_HAS_CANCEL) != 0 && task_push_cancellation(L, me))
@@ -233,7 +236,8 @@ static int scope_joined(lua_State *L, int status, lua_KContext has_waited) {
         return runtime_rethrow(L);
     }
     if (has_expired) {
-        const char *message = lua_pushfstring(L, "timed out after %s s", luaL_tolstring(L, 2, NULL));
+        const char *message =
+            lua_pushfstring(L, "timed out after %s s", luaL_tolstring(L, 2, NULL));
         lua_pushvalue(L, 2);
         runtime_push_error(L, "TimeoutError", message, "timeout");
         return lua_error(L);
@@ -431,7 +435,8 @@ static int check_fd(lua_State *L) {
         if (!has_method)
             luaL_argerror(L, 1, "object has none of the methods getfd, pollfd and fileno");
     } else {
-        luaL_typeerror(L, 1, "descriptor (an integer), file, or object with getfd, pollfd or fileno");
+        luaL_typeerror(L, 1,
+                       "descriptor (an integer), file, or object with getfd, pollfd or fileno");
     }
     luaL_argcheck(L, is_integer && fd >= 0 && fd <= INT_MAX, 1,
                   lua_pushfstring(L, "not a descriptor: %s", luaL_tolstring(L, 1, NULL)));
@@ -480,8 +485,7 @@ static void leave_callback(Loop *loop, Task *task) {
     callback->is_used = true;
 }
 
-static const WaitKind wait_callback = {.name = "opero.await (a callback)",
-                                       .leave = leave_callback};
+static const WaitKind wait_callback = {.name = "opero.await (a callback)", .leave = leave_callback};
 
 static int resume_callback(lua_State *L) {
     Runtime *runtime = runtime_of(L);
@@ -689,7 +693,7 @@ static const luaL_Reg functions[] = {
 };
 
 static const luaL_Reg task_methods[] = {
-    {"await", task_await}, {"cancel", task_cancel_},       {"status", task_status},
+    {"await", task_await}, {"cancel", task_cancel_},      {"status", task_status},
     {"name", task_name},   {"traceback", task_traceback}, {NULL, NULL},
 };
 

@@ -377,7 +377,8 @@ int loop_simulate(lua_State *L) {
     luaL_checkany(L, 1);
     has_seed = check_options(L, &seed);
     if (runtime->current != NULL)
-        return luaL_error(L, "opero.simulate cannot be called in a task: it has a clock of its own");
+        return luaL_error(L,
+                          "opero.simulate cannot be called in a task: it has a clock of its own");
     check_idle(L, runtime, "opero.simulate");
     lua_settop(L, 1);
     runtime_push_function(L, simulate_body, 0);

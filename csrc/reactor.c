@@ -205,7 +205,8 @@ static int epoll_wait_ns(Reactor *reactor, struct epoll_event *events,
 #ifdef SYS_epoll_pwait2
     if (!reactor->lacks_pwait2) {
         struct {
-            int64_t seconds, nanoseconds; /* the kernel's 64-bit timespec, also on 32-bit machines */
+            int64_t seconds,
+                nanoseconds; /* the kernel's 64-bit timespec, also on 32-bit machines */
         } ts = {0, 0};
         long found;
         if (timeout != NULL) {

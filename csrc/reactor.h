@@ -23,8 +23,8 @@ enum { REACTOR_READ = 1, REACTOR_WRITE = 2 };
 
 /* Owned by the caller; must stay in place while it waits. */
 typedef struct Watch {
-    Link link;      /* in its descriptor's list while it waits, then in the list of ready ones */
-    void *owner;    /* the caller's own */
+    Link link;   /* in its descriptor's list while it waits, then in the list of ready ones */
+    void *owner; /* the caller's own */
     int fd;
     int error;      /* when ready: 0, or the errno that ended the wait (EBADF: closed meanwhile) */
     uint8_t wanted; /* REACTOR_READ | REACTOR_WRITE */

@@ -125,7 +125,8 @@ typedef struct Channel {
     Link receivers; /* only while there is no message and no sender */
     Link senders;   /* only while the buffer is full */
     lua_Integer capacity;
-    lua_Integer count; /* of messages in the buffer, which has gaps if they came back out of order */
+    lua_Integer
+        count; /* of messages in the buffer, which has gaps if they came back out of order */
     lua_Integer first, next; /* numbers: of the first in the buffer, of the next to go in */
     bool is_closed;
 } Channel;
@@ -425,9 +426,9 @@ static const luaL_Reg functions[] = {
     {"semaphore", new_semaphore}, {"channel", new_channel}, {"event", new_event}, {NULL, NULL}};
 
 static const luaL_Reg semaphore_methods[] = {
-    {"acquire", semaphore_acquire},     {"try_acquire", semaphore_try_acquire},
-    {"release", semaphore_release},     {"available", semaphore_available},
-    {"waiting", semaphore_waiting},     {NULL, NULL},
+    {"acquire", semaphore_acquire}, {"try_acquire", semaphore_try_acquire},
+    {"release", semaphore_release}, {"available", semaphore_available},
+    {"waiting", semaphore_waiting}, {NULL, NULL},
 };
 
 static const luaL_Reg channel_methods[] = {

@@ -68,15 +68,15 @@ typedef struct WaitKind {
     bool is_uninterruptible; /* cancellation does not end the wait */
 } WaitKind;
 
-struct Task { /* a userdata; its user value is the coroutine, later the outcome */
+struct Task {     /* a userdata; its user value is the coroutine, later the outcome */
     Link link;    /* in the run queue or in a wait list */
     Link sibling; /* in the children of its home, or in the failures nobody awaited */
     Scope *home;  /* the scope it is a child of; NULL when that has ended */
     Scope *scope; /* the innermost scope its code stands in; NULL until it needs one */
     lua_State *coroutine;
     const WaitKind *wait;
-    void *object;   /* what it waits for; of a type known to `wait` */
-    Link *awaiters; /* the first of the ring of tasks that await this one, or NULL */
+    void *object;    /* what it waits for; of a type known to `wait` */
+    Link *awaiters;  /* the first of the ring of tasks that await this one, or NULL */
     uint32_t anchor; /* its place in the anchor table; 0 when it is not there */
     Timer timer;
     uint32_t ticket; /* of a message it was handed */
@@ -88,12 +88,12 @@ struct Task { /* a userdata; its user value is the coroutine, later the outcome 
 
 enum {
     TASK_STARTED = 1,
-    TASK_IS_CANCELLED = 2,   /* the task as a whole was cancelled */
-    TASK_HAS_CANCEL = 4,     /* it, or a scope it stands in, was cancelled: look closer */
-    TASK_IS_ROOT = 8,        /* an entry point from outside awaits it */
-    TASK_BODY_ENDED = 16,    /* its function has returned; it waits for its children */
-    TASK_IS_SIMULATED = 32,  /* it belongs to the loop of a simulation */
-    TASK_IS_AWAITED = 64,    /* its error is on its way to somebody who awaits it */
+    TASK_IS_CANCELLED = 2,  /* the task as a whole was cancelled */
+    TASK_HAS_CANCEL = 4,    /* it, or a scope it stands in, was cancelled: look closer */
+    TASK_IS_ROOT = 8,       /* an entry point from outside awaits it */
+    TASK_BODY_ENDED = 16,   /* its function has returned; it waits for its children */
+    TASK_IS_SIMULATED = 32, /* it belongs to the loop of a simulation */
+    TASK_IS_AWAITED = 64,   /* its error is on its way to somebody who awaits it */
 };
 
 /* What the user value of an ended task is (Task.handed). */
@@ -138,13 +138,13 @@ struct Loop {
 
 struct Runtime { /* a userdata in the registry; see RUNTIME_... for its user values */
     Loop real;
-    Loop *loop;       /* in force: &real, or that of a simulation */
-    Loop *running;    /* the loop that is running; NULL outside */
-    Task *current;    /* the running task */
-    lua_State *active; /* the coroutine in which it may suspend; NULL: nowhere now */
+    Loop *loop;         /* in force: &real, or that of a simulation */
+    Loop *running;      /* the loop that is running; NULL outside */
+    Task *current;      /* the running task */
+    lua_State *active;  /* the coroutine in which it may suspend; NULL: nowhere now */
     lua_State *closing; /* the coroutine whose pending closes are running; NULL: none */
     lua_State *main;
-    lua_Hook hook;      /* the main thread's hook as we know it; see loop.c */
+    lua_Hook hook; /* the main thread's hook as we know it; see loop.c */
     uint32_t free_anchor, anchor_count;
     uint32_t idle_count; /* coroutines ready for reuse */
     uint64_t random[4];
@@ -154,16 +154,16 @@ struct Runtime { /* a userdata in the registry; see RUNTIME_... for its user val
     bool is_closed;
 };
 
-enum { /* user values of the runtime */
-    RUNTIME_ANCHORS = 1,  /* integer: live task; light userdata (Task, Scope): its cancel error */
-    RUNTIME_IDLE,         /* list of finished coroutines */
-    RUNTIME_ERROR_FACTORY,
-    RUNTIME_NAMES,        /* task (weak): name */
-    RUNTIME_ERROR,        /* the last error raised out of a task or an attempt ... */
-    RUNTIME_TRACEBACK,    /* ... and its traceback */
-    RUNTIME_CANCELLED,    /* the metatable of CancelledError objects */
-    RUNTIME_COLLECTOR,    /* a function of task.c */
-    RUNTIME_USER_VALUES = RUNTIME_COLLECTOR,
+enum {                      /* user values of the runtime */
+       RUNTIME_ANCHORS = 1, /* integer: live task; light userdata (Task, Scope): its cancel error */
+       RUNTIME_IDLE,        /* list of finished coroutines */
+       RUNTIME_ERROR_FACTORY,
+       RUNTIME_NAMES,     /* task (weak): name */
+       RUNTIME_ERROR,     /* the last error raised out of a task or an attempt ... */
+       RUNTIME_TRACEBACK, /* ... and its traceback */
+       RUNTIME_CANCELLED, /* the metatable of CancelledError objects */
+       RUNTIME_COLLECTOR, /* a function of task.c */
+       RUNTIME_USER_VALUES = RUNTIME_COLLECTOR,
 };
 
 /* ---- the runtime ---- */

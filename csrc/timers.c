@@ -89,8 +89,8 @@ static void remove_at(Timers *timers, uint32_t index) {
     }
     /* give memory back after a burst; the old block serves on when there is none smaller */
     if (timers->capacity > MIN_CAPACITY && timers->count < timers->capacity / 8)
-        (void)resize(timers, timers->capacity / 4 < MIN_CAPACITY ? MIN_CAPACITY
-                                                                 : timers->capacity / 4);
+        (void)resize(timers,
+                     timers->capacity / 4 < MIN_CAPACITY ? MIN_CAPACITY : timers->capacity / 4);
 }
 
 void timers_cancel(Timers *timers, Timer *timer) {

@@ -10,6 +10,7 @@ LUA ?= lua5.4
 PREFIX ?= /usr/local
 INSTALL ?= install
 CLANG_FORMAT ?= clang-format
+OBJCOPY ?= objcopy
 
 variant := $(if $(filter poll,$(REACTOR)),poll) $(if $(SANITIZE),sanitize) $(if $(STRICT),strict)
 empty :=
@@ -29,7 +30,8 @@ ifeq ($(LUA_INCDIR),)
     $(addsuffix /lua.h,/usr/include/lua5.4 /usr/local/include/lua5.4 /usr/local/include /usr/include))))
 endif
 
-flags := -std=c11 -D_GNU_SOURCE= -fPIC $(WARNINGS)
+# Only what opero.h declares is visible outside. Without a PLT, calls into Lua cost less.
+flags := -std=c11 -D_GNU_SOURCE= -fPIC -fvisibility=hidden -fno-plt $(WARNINGS)
 ifeq ($(filter poll,$(REACTOR)),poll)
   flags += -DOPERO_REACTOR_POLL
 endif
@@ -73,9 +75,12 @@ $(module): $(objects)
 	@mkdir -p $(@D)
 	$(CC) -shared $(sanitizers) $(CFLAGS) $(LDFLAGS) $(module_flags) $^ -o $@
 
+# One object with the internal names made local: a host may have a timers_add of its own.
 $(library): $(objects)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(LD) -r $^ -o $(BUILD)/obj/libopero.o
+	$(OBJCOPY) --localize-hidden $(BUILD)/obj/libopero.o
+	$(AR) rcs $@ $(BUILD)/obj/libopero.o
 
 $(BUILD)/c_tests/%: spec/c/%.c $(pure_objects) $(BUILD)/flags
 	@mkdir -p $(@D)

@@ -1,5 +1,7 @@
 #include "calls.h"
+#include "cancel.h"
 #include "loop.h"
+#include "scope.h"
 
 #include <errno.h>
 #include <stdio.h>

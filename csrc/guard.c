@@ -1,5 +1,5 @@
 #include "guard.h"
-#include "task.h"
+#include "cancel.h"
 
 /* ---- invoke(fn, ...): the innermost layer, a protected call ------------------------------------ */
 

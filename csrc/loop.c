@@ -1,4 +1,6 @@
 #include "loop.h"
+#include "cancel.h"
+#include "scope.h"
 
 #include <errno.h>
 #include <stdlib.h>

@@ -12,9 +12,16 @@
 #ifndef OPERO_H
 #define OPERO_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include <lua.h>
+
+#ifdef __GNUC__
+#define OPERO_API __attribute__((visibility("default")))
+#else
+#define OPERO_API
+#endif
 
 #ifdef __cplusplus
 extern "C" {
@@ -22,24 +29,24 @@ extern "C" {
 
 /* Opens the module opero.core; the value on the stack is its table. Lua code gets at the whole
  * library by require "opero", which needs this module and the files of lua/opero. */
-int luaopen_opero_core(lua_State *L);
+OPERO_API int luaopen_opero_core(lua_State *L);
 
 /* One step that waits at most `timeout_ns` nanoseconds (0: not at all) when nothing is ready:
  * wakes what is due and resumes each task that is ready, once. Returns LUA_OK, or an error status
  * with the error on the stack: that of a task which was spawned outside any task and which nobody
  * awaited, or of a lack of memory. */
-int opero_step(lua_State *L, int64_t timeout_ns);
+OPERO_API int opero_step(lua_State *L, int64_t timeout_ns);
 
 /* A descriptor that becomes readable when opero_step would find a descriptor ready. It belongs to
  * the runtime: do not close it. -1 when there is none (a build with poll(2)) or it cannot be had. */
-int opero_pollfd(lua_State *L);
+OPERO_API int opero_pollfd(lua_State *L);
 
 /* Nanoseconds until opero_step should be called, whatever the descriptor says: 0 for at once, -1
  * when no task waits for time. */
-int64_t opero_deadline_ns(lua_State *L);
+OPERO_API int64_t opero_deadline_ns(lua_State *L);
 
 /* The number of tasks that have not ended. */
-size_t opero_live(lua_State *L);
+OPERO_API size_t opero_live(lua_State *L);
 
 #ifdef __cplusplus
 }

@@ -1,295 +1,10 @@
 #include "task.h"
+#include "cancel.h"
+#include "scope.h"
 
-#include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
-#define IDLE_MAX 256 /* finished coroutines kept for reuse: about 1 KiB each */
-
-static const char RUNTIME_KEY; /* its address is the key */
-
-/* ---- the runtime -------------------------------------------------------------------------- */
-
-static int collect_failures(lua_State *L);
-
-static uint64_t rotate_left(uint64_t x, int by) {
-    return (x << by) | (x >> (64 - by));
-}
-
-/* splitmix64, to spread a seed of any quality over the generator's state */
-void runtime_seed(Runtime *runtime, uint64_t seed) {
-    for (int i = 0; i < 4; i++) {
-        uint64_t z = (seed += 0x9e3779b97f4a7c15);
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-        runtime->random[i] = z ^ (z >> 31);
-    }
-}
-
-/* xoshiro256**, by David Blackman and Sebastiano Vigna; its 53 upper bits as a fraction */
-double runtime_random(Runtime *runtime) {
-    uint64_t *s = runtime->random;
-    uint64_t result = rotate_left(s[1] * 5, 7) * 9, t = s[1] << 17;
-    s[2] ^= s[0];
-    s[3] ^= s[1];
-    s[1] ^= s[2];
-    s[0] ^= s[3];
-    s[2] ^= t;
-    s[3] = rotate_left(s[3], 45);
-    return (double)(result >> 11) * 0x1p-53;
-}
-
-static void scope_init(Scope *scope, ScopeKind kind, Task *owner) {
-    memset(scope, 0, sizeof *scope);
-    link_init(&scope->children);
-    link_init(&scope->failures);
-    scope->kind = (uint8_t)kind;
-    scope->owner = owner;
-    scope->timer.kind = TIMER_OF_SCOPE;
-}
-
-void loop_init(Loop *loop, Runtime *runtime, bool is_simulated) {
-    memset(loop, 0, sizeof *loop);
-    if (is_simulated)
-        clock_init_virtual(&loop->clock);
-    else
-        clock_init_real(&loop->clock);
-    timers_init(&loop->timers);
-    reactor_init(&loop->reactor);
-    link_init(&loop->ready);
-    scope_init(&loop->orphans, SCOPE_ROOT, NULL);
-    loop->is_simulated = is_simulated;
-    loop->epoch = ++runtime->epochs;
-}
-
-void loop_destroy(Loop *loop) {
-    timers_destroy(&loop->timers);
-    reactor_destroy(&loop->reactor);
-}
-
-/* The state closes: tasks that are still suspended run their pending closes. */
-static int runtime_gc(lua_State *L) {
-    Runtime *runtime = runtime_of(L);
-    runtime->is_closed = true;
-    for (uint32_t i = 1; i <= runtime->anchor_count; i++) {
-        Task *task;
-        lua_rawgeti(L, UPVALUE_ANCHORS, i);
-        task = lua_touserdata(L, -1);
-        if (task != NULL && !task_has_ended(task))
-            task_kill(L, runtime, task_loop(runtime, task), task);
-        lua_pop(L, 1);
-    }
-    loop_destroy(&runtime->real);
-    return 0;
-}
-
-void runtime_push_function(lua_State *L, lua_CFunction function, int own) {
-    runtime_open(L);
-    lua_getiuservalue(L, -1, RUNTIME_ANCHORS);
-    lua_getiuservalue(L, -2, RUNTIME_IDLE);
-    for (int i = 0; i < own; i++)
-        lua_pushvalue(L, -3 - own);
-    lua_pushcclosure(L, function, 3 + own);
-    lua_insert(L, -1 - own);
-    lua_pop(L, own);
-}
-
-void runtime_set_functions(lua_State *L, int table, const luaL_Reg *functions) {
-    table = lua_absindex(L, table);
-    for (; functions->name != NULL; functions++) {
-        runtime_push_function(L, functions->func, 0);
-        lua_setfield(L, table, functions->name);
-    }
-}
-
-void runtime_new_metatable(lua_State *L, const char *name, const luaL_Reg *methods) {
-    luaL_newmetatable(L, name);
-    lua_newtable(L);
-    runtime_set_functions(L, -1, methods);
-    lua_setfield(L, -2, "__index");
-    lua_pushliteral(L, "protected");
-    lua_setfield(L, -2, "__metatable");
-}
-
-Runtime *runtime_open(lua_State *L) {
-    Runtime *runtime;
-    if (lua_rawgetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY) == LUA_TUSERDATA)
-        return lua_touserdata(L, -1);
-    lua_pop(L, 1);
-    runtime = lua_newuserdatauv(L, sizeof *runtime, RUNTIME_USER_VALUES);
-    memset(runtime, 0, sizeof *runtime);
-    loop_init(&runtime->real, runtime, false);
-    runtime->loop = &runtime->real;
-    lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
-    runtime->main = lua_tothread(L, -1);
-    lua_pop(L, 1);
-    runtime_seed(runtime, (uint64_t)clock_wall_ns() ^ (uint64_t)(uintptr_t)runtime ^
-                              (uint64_t)getpid() << 32);
-    lua_newtable(L);
-    lua_setiuservalue(L, -2, RUNTIME_ANCHORS);
-    lua_createtable(L, IDLE_MAX, 0);
-    lua_setiuservalue(L, -2, RUNTIME_IDLE);
-    lua_newtable(L);
-    lua_createtable(L, 0, 1);
-    lua_pushliteral(L, "k");
-    lua_setfield(L, -2, "__mode");
-    lua_setmetatable(L, -2);
-    lua_setiuservalue(L, -2, RUNTIME_NAMES);
-    lua_pushvalue(L, -1);
-    lua_rawsetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY);
-    runtime_push_function(L, collect_failures, 0);
-    lua_setiuservalue(L, -2, RUNTIME_COLLECTOR);
-    lua_createtable(L, 0, 2); /* only now: until here there is nothing to release */
-    runtime_push_function(L, runtime_gc, 0);
-    lua_setfield(L, -2, "__gc");
-    lua_pushliteral(L, "opero.Runtime");
-    lua_setfield(L, -2, "__name");
-    lua_setmetatable(L, -2);
-    return runtime;
-}
-
-/* ---- errors ------------------------------------------------------------------------------- */
-
-static int call_factory(lua_State *L) { /* class, message, field as pointers to char; value */
-    const char *class_name = lua_touserdata(L, 1), *message = lua_touserdata(L, 2);
-    const char *field = lua_touserdata(L, 3);
-    lua_rawgetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY);
-    if (lua_getiuservalue(L, -1, RUNTIME_ERROR_FACTORY) != LUA_TFUNCTION) {
-        lua_pushfstring(L, "%s: %s", class_name, message);
-        return 1;
-    }
-    lua_pushstring(L, class_name);
-    lua_pushstring(L, message);
-    lua_createtable(L, 0, 1);
-    if (field != NULL) {
-        lua_pushvalue(L, 4);
-        lua_setfield(L, -2, field);
-    }
-    lua_call(L, 3, 1);
-    return 1;
-}
-
-void runtime_push_error(lua_State *L, const char *class_name, const char *message,
-                        const char *field) {
-    luaL_checkstack(L, 6, NULL);
-    if (field == NULL)
-        lua_pushnil(L);
-    lua_pushcfunction(L, call_factory);
-    lua_insert(L, -2);
-    lua_pushlightuserdata(L, (void *)class_name);
-    lua_insert(L, -2);
-    lua_pushlightuserdata(L, (void *)message);
-    lua_insert(L, -2);
-    lua_pushlightuserdata(L, (void *)field);
-    lua_insert(L, -2);
-    lua_pcall(L, 4, 1, 0); /* on failure its error serves */
-}
-
-/* Whether the error needs no new traceback: it is being raised again, or it is a cancellation, of
- * which there may be very many at once. */
-static bool is_noted(lua_State *L, Runtime *runtime, int error, int runtime_index) {
-    bool is_it = false;
-    if (runtime->is_rethrowing) {
-        runtime->is_rethrowing = false;
-        lua_getiuservalue(L, runtime_index, RUNTIME_ERROR);
-        is_it = lua_rawequal(L, -1, error);
-        lua_pop(L, 1);
-    }
-    if (!is_it && lua_getmetatable(L, error)) {
-        lua_getiuservalue(L, runtime_index, RUNTIME_CANCELLED);
-        is_it = lua_rawequal(L, -1, -2);
-        lua_pop(L, 2);
-    }
-    return is_it;
-}
-
-/* Notes the traceback of `thread` for the error at index `error`. */
-static void note_traceback(lua_State *L, lua_State *thread, int level, int error,
-                           int runtime_index) {
-    lua_pushvalue(L, error);
-    lua_setiuservalue(L, runtime_index, RUNTIME_ERROR);
-    luaL_traceback(L, thread, NULL, level);
-    lua_setiuservalue(L, runtime_index, RUNTIME_TRACEBACK);
-}
-
-int runtime_note_error(lua_State *L) {
-    Runtime *runtime;
-    lua_settop(L, 1);
-    lua_rawgetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY);
-    runtime = lua_touserdata(L, 2);
-    if (runtime != NULL && !is_noted(L, runtime, 1, 2))
-        note_traceback(L, L, 1, 1, 2);
-    lua_settop(L, 1);
-    return 1;
-}
-
-int runtime_rethrow(lua_State *L) {
-    Runtime *runtime = runtime_of(L);
-    lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_ERROR);
-    runtime->is_rethrowing = lua_rawequal(L, -1, -2);
-    lua_pop(L, 1);
-    return lua_error(L);
-}
-
-static int list_errors(lua_State *L) { /* list of errors */
-    luaL_Buffer buffer;
-    lua_Integer count = luaL_len(L, 1);
-    luaL_buffinit(L, &buffer);
-    lua_pushfstring(L, "%I tasks failed:", count);
-    luaL_addvalue(&buffer);
-    for (lua_Integer i = 1; i <= count; i++) {
-        luaL_addstring(&buffer, "\n  ");
-        lua_rawgeti(L, 1, i);
-        luaL_tolstring(L, -1, NULL);
-        lua_remove(L, -2);
-        luaL_addvalue(&buffer);
-    }
-    luaL_pushresult(&buffer);
-    return 1;
-}
-
-void runtime_push_aggregate(lua_State *L) {
-    lua_pushcfunction(L, list_errors);
-    lua_pushvalue(L, -2);
-    if (lua_pcall(L, 1, 1, 0) != LUA_OK || lua_type(L, -1) != LUA_TSTRING) {
-        lua_pop(L, 1);
-        lua_pushliteral(L, "several tasks failed"); /* a __tostring raised */
-    }
-    lua_pushvalue(L, -2);
-    runtime_push_error(L, "AggregateError", lua_tostring(L, -2), "errors");
-    lua_replace(L, -3);
-    lua_pop(L, 1);
-}
-
-bool is_cancellation(lua_State *L, int index) {
-    bool is_it;
-    if (!lua_getmetatable(L, index))
-        return false;
-    lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_CANCELLED);
-    is_it = lua_rawequal(L, -1, -2);
-    lua_pop(L, 2);
-    return is_it;
-}
-
-int64_t check_duration(lua_State *L, int arg) {
-    lua_Number seconds;
-    if (lua_type(L, arg) != LUA_TNUMBER) /* no strings that look like numbers */
-        luaL_typeerror(L, arg, "number of seconds");
-    seconds = lua_tonumber(L, arg);
-    luaL_argcheck(L, seconds == seconds, arg, "number of seconds expected, got NaN");
-    return clock_from_seconds((double)seconds);
-}
-
-int64_t check_deadline(lua_State *L, Runtime *runtime, int arg) {
-    int64_t timeout_ns;
-    if (lua_isnoneornil(L, arg))
-        return CLOCK_NEVER;
-    timeout_ns = check_duration(L, arg);
-    return clock_add_ns(clock_now_ns(&runtime->loop->clock), timeout_ns);
-}
-
-/* ---- a task's life ------------------------------------------------------------------------ */
+/* ---- a task's life --------------------------------------------------------------------------- */
 
 static const WaitKind wait_children = {.name = "its children"};
 
@@ -318,23 +33,11 @@ static uint32_t anchor_take(lua_State *L, Runtime *runtime) { /* pops the task *
     return anchor;
 }
 
-static void anchor_release(lua_State *L, Runtime *runtime, Task *task) {
+void task_release(lua_State *L, Runtime *runtime, Task *task) {
     lua_pushinteger(L, runtime->free_anchor);
     lua_rawseti(L, UPVALUE_ANCHORS, task->anchor);
     runtime->free_anchor = task->anchor;
     task->anchor = 0;
-}
-
-/* Whether what is spawned into the scope is cancelled from the start. */
-static bool is_cancelled_in(const Scope *scope) {
-    const Task *owner = scope->owner;
-    for (; scope != NULL; scope = scope->outer) {
-        if (scope->is_cancelled)
-            return true;
-        if (scope->kind == SCOPE_SHIELD)
-            return false;
-    }
-    return owner != NULL && (owner->flags & TASK_IS_CANCELLED) != 0;
 }
 
 Task *task_spawn(lua_State *L, Runtime *runtime, Loop *loop, Scope *home, int nargs) {
@@ -369,7 +72,7 @@ Task *task_spawn(lua_State *L, Runtime *runtime, Loop *loop, Scope *home, int na
     lua_xmove(L, task->coroutine, nargs + 1);
     if (loop->is_simulated)
         task->flags |= TASK_IS_SIMULATED;
-    if (is_cancelled_in(home))
+    if (scope_is_cancelled(home))
         task->flags |= TASK_IS_CANCELLED | TASK_HAS_CANCEL;
     task->home = home;
     list_append(&home->children, &task->sibling);
@@ -392,7 +95,7 @@ void task_remove_awaiter(Task *task, Task *awaiter) {
     link_remove(&awaiter->link);
 }
 
-/* ---- suspending and going on --------------------------------------------------------------- */
+/* ---- suspending and going on ----------------------------------------------------------------- */
 
 Task *task_enter(lua_State *L, Runtime *runtime, const char *what) {
     Task *task = runtime->current;
@@ -505,297 +208,15 @@ void task_wake(Loop *loop, Task *task, Wake wake, int handed) {
     make_ready(loop, task);
 }
 
-/* ---- cancellation -------------------------------------------------------------------------- */
+/* ---- the end of a task ----------------------------------------------------------------------- */
 
-/* The scopes of a task that a cancellation from outside reaches begin here: those inside a shield
- * are spared. */
-static Scope *unshielded(const Task *task) {
-    Scope *first = task->scope;
-    for (Scope *scope = task->scope; scope != NULL; scope = scope->outer)
-        if (scope->kind == SCOPE_SHIELD)
-            first = scope->outer;
-    return first;
-}
-
-static bool is_shielded(const Task *task) {
-    for (Scope *scope = task->scope; scope != NULL; scope = scope->outer)
-        if (scope->kind == SCOPE_SHIELD)
-            return true;
-    return false;
-}
-
-/* Pushes the error by which the task was cancelled: its own, or that of the nearest thing above
- * it that has one. A cancellation is noted at its origin only, so that it allocates nothing for
- * the tasks it reaches. */
-static void push_origin(lua_State *L, const Task *task) {
-    for (;;) {
-        const Scope *scope;
-        if (lua_rawgetp(L, UPVALUE_ANCHORS, task) != LUA_TNIL)
-            return;
-        lua_pop(L, 1);
-        for (scope = task->home; scope != NULL && !scope->is_cancelled; scope = scope->outer)
-            ;
-        if (scope != NULL) {
-            lua_rawgetp(L, UPVALUE_ANCHORS, scope);
-            return;
-        }
-        if (task->home == NULL || task->home->owner == NULL) {
-            lua_pushnil(L);
-            return;
-        }
-        task = task->home->owner;
-    }
-}
-
-bool task_push_cancellation(lua_State *L, Task *task) {
-    const Scope *cancelled = NULL;
-    for (const Scope *scope = task->scope; scope != NULL; scope = scope->outer) {
-        if (scope->is_cancelled)
-            cancelled = scope; /* the outermost counts: it lasts longest */
-        if (scope->kind == SCOPE_SHIELD) {
-            if (cancelled == NULL)
-                return false;
-            lua_rawgetp(L, UPVALUE_ANCHORS, cancelled);
-            return true;
-        }
-    }
-    if ((task->flags & TASK_IS_CANCELLED) != 0) {
-        push_origin(L, task);
-        return true;
-    }
-    if (cancelled == NULL)
-        return false;
-    lua_rawgetp(L, UPVALUE_ANCHORS, cancelled);
-    return true;
-}
-
-/* Wakes the task with its cancellation if it waits; takes back what it was handed but has not
- * come to run with. */
-static void interrupt(lua_State *L, Runtime *runtime, Task *task) {
-    Loop *loop = task_loop(runtime, task);
-    task->flags |= TASK_HAS_CANCEL;
-    if ((task->flags & (TASK_STARTED | TASK_BODY_ENDED)) != TASK_STARTED)
-        return;
-    if (task->wait != NULL && task->wait->is_uninterruptible)
-        return;
-    if (task->state == TASK_SUSPENDED) {
-        task_wake(loop, task, WAKE_CANCEL, 0);
-    } else if (task->state == TASK_READY && task->wake != WAKE_CANCEL) {
-        if (task->wake == WAKE_OK && task->wait->undo != NULL) {
-            if (!task->wait->undo(L, loop, task))
-                return;
-        } else {
-            lua_pop(task->coroutine, task->handed);
-        }
-        task->wake = WAKE_CANCEL;
-        task->handed = 0;
-    }
-}
-
-static Task *first_child(Scope *scope) {
-    for (; scope != NULL; scope = scope->outer)
-        if (!list_is_empty(&scope->children))
-            return CONTAINER_OF(scope->children.next, Task, sibling);
-    return NULL;
-}
-
-/* Walks the tasks below `top`, parents first, without recursion: trees may be deep. */
-static Task *next_below(const Scope *top, Task *task) {
-    Task *child = first_child(unshielded(task));
-    if (child != NULL)
-        return child;
-    for (;;) {
-        Scope *home = task->home;
-        if (task->sibling.next != &home->children)
-            return CONTAINER_OF(task->sibling.next, Task, sibling);
-        if (home == top)
-            return NULL;
-        child = first_child(home->outer);
-        if (child != NULL)
-            return child;
-        task = home->owner;
-    }
-}
-
-static void cancel_children(lua_State *L, Runtime *runtime, Scope *scope) {
-    Task *task;
-    if (list_is_empty(&scope->children))
-        return;
-    task = CONTAINER_OF(scope->children.next, Task, sibling);
-    for (; task != NULL; task = next_below(scope, task)) {
-        task->flags |= TASK_IS_CANCELLED | TASK_HAS_CANCEL;
-        if (!is_shielded(task))
-            interrupt(L, runtime, task);
-    }
-}
-
-bool task_cancel(lua_State *L, Runtime *runtime, Task *task) {
-    if (task_has_ended(task))
-        return false;
-    luaL_checkstack(L, 8, NULL);
-    if ((task->flags & TASK_IS_CANCELLED) == 0) {
-        lua_pushvalue(L, -1);
-        lua_rawsetp(L, UPVALUE_ANCHORS, task); /* the only thing that may fail, so it comes first */
-        task->flags |= TASK_IS_CANCELLED | TASK_HAS_CANCEL;
-    }
-    if (task->flags & TASK_BODY_ENDED && task->wake == TASK_DONE)
-        task->wake = TASK_CANCELLED; /* it will not be whole: its children are cancelled */
-    for (Scope *scope = unshielded(task); scope != NULL; scope = scope->outer)
-        cancel_children(L, runtime, scope);
-    if (!is_shielded(task))
-        interrupt(L, runtime, task);
-    return true;
-}
-
-void scope_cancel(lua_State *L, Runtime *runtime, Scope *scope) {
-    Task *owner = scope->owner;
-    Scope *first;
-    if (scope->is_cancelled)
-        return;
-    luaL_checkstack(L, 8, NULL);
-    lua_pushvalue(L, -1);
-    lua_rawsetp(L, UPVALUE_ANCHORS, scope);
-    scope->is_cancelled = true;
-    if (owner == NULL) {
-        cancel_children(L, runtime, scope);
-        return;
-    }
-    first = owner->scope;
-    for (Scope *inner = owner->scope; inner != scope; inner = inner->outer)
-        if (inner->kind == SCOPE_SHIELD)
-            first = inner->outer;
-    if (first == owner->scope)
-        interrupt(L, runtime, owner);
-    else
-        owner->flags |= TASK_HAS_CANCEL;
-    for (Scope *inner = first; inner != scope->outer; inner = inner->outer)
-        cancel_children(L, runtime, inner);
-}
-
-/* ---- scopes -------------------------------------------------------------------------------- */
-
-Scope *scope_open(lua_State *L, Task *task, ScopeKind kind) {
-    Scope *scope = malloc(sizeof *scope);
-    if (scope == NULL)
-        luaL_error(L, "not enough memory");
-    scope_init(scope, kind, task);
-    scope->outer = task->scope;
-    task->scope = scope;
-    return scope;
-}
-
-/* Takes the innermost scope out of the task's chain. */
-static Scope *scope_detach(lua_State *L, Loop *loop, Task *task) {
-    Scope *scope = task->scope;
-    task->scope = scope->outer;
-    timers_cancel(&loop->timers, &scope->timer);
-    if (scope->handle != NULL)
-        *scope->handle = NULL;
-    if (scope->is_cancelled) {
-        lua_pushnil(L);
-        lua_rawsetp(L, UPVALUE_ANCHORS, scope);
-        if ((task->flags & TASK_IS_CANCELLED) == 0) {
-            const Scope *outer = scope->outer;
-            while (outer != NULL && !outer->is_cancelled)
-                outer = outer->outer;
-            if (outer == NULL)
-                task->flags &= (uint8_t)~TASK_HAS_CANCEL;
-        }
-    }
-    return scope;
-}
-
-void scope_drop(lua_State *L, Loop *loop, Task *task) {
-    free(scope_detach(L, loop, task));
-}
-
-bool scope_close(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int first) {
-    /* out of the chain before anything is allocated: a finalizer might spawn into it */
-    Scope *scope = scope_detach(L, loop, task);
-    bool has_failures = scope_take_failures(L, runtime, scope, first);
-    free(scope);
-    return has_failures;
-}
-
-Scope *scope_current(lua_State *L, Runtime *runtime) {
-    Task *task = runtime->current;
-    if (task == NULL)
-        return &runtime->loop->orphans;
-    if (task->scope == NULL)
-        scope_open(L, task, SCOPE_ROOT);
-    return task->scope;
-}
-
-/* A failure leaves its scope: it was awaited, or is reported now. */
-static void failure_detach(lua_State *L, Runtime *runtime, Task *task) {
-    link_remove(&task->sibling);
-    task->home = NULL;
-    anchor_release(L, runtime, task);
-}
-
-static void push_error_of(lua_State *L, Task *task, int index) {
+void task_push_error(lua_State *L, Task *task, int index) {
     lua_getiuservalue(L, index, 1);
     if (task->handed == OUTCOME_TABLE) {
         lua_rawgeti(L, -1, 1);
         lua_remove(L, -2);
     }
 }
-
-/* Detaches the failures of a scope. Returns whether there are any but those that are on their way
- * to somebody, and all errors as one. */
-static int collect_failures(lua_State *L) { /* scope, as a light userdata; a first error, or none */
-    Runtime *runtime = runtime_of(L);
-    Scope *scope = lua_touserdata(L, 1);
-    int count = lua_gettop(L) - 1;
-    bool has_first = count > 0;
-    while (!list_is_empty(&scope->failures)) {
-        Task *task = CONTAINER_OF(scope->failures.next, Task, sibling);
-        if ((task->flags & TASK_IS_AWAITED) == 0) {
-            luaL_checkstack(L, 4, "too many errors");
-            lua_rawgeti(L, UPVALUE_ANCHORS, task->anchor);
-            push_error_of(L, task, -1);
-            lua_remove(L, -2);
-            count++;
-        }
-        failure_detach(L, runtime, task);
-    }
-    if (count < 2) {
-        lua_pushboolean(L, count == 1 && !has_first);
-        lua_insert(L, 2);
-        lua_settop(L, 3);
-        return 2;
-    }
-    lua_createtable(L, count, 0);
-    lua_insert(L, 2);
-    for (; count > 0; count--)
-        lua_rawseti(L, 2, count);
-    runtime_push_aggregate(L);
-    lua_pushboolean(L, true);
-    lua_insert(L, -2);
-    return 2;
-}
-
-bool scope_take_failures(lua_State *L, Runtime *runtime, Scope *scope, int first) {
-    int base = lua_gettop(L);
-    bool has_any;
-    if (list_is_empty(&scope->failures))
-        return false;
-    luaL_checkstack(L, 8, NULL);
-    lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_COLLECTOR);
-    lua_pushlightuserdata(L, scope);
-    if (first != 0)
-        lua_pushvalue(L, first);
-    /* short of memory, the error that says so is one too */
-    has_any = lua_pcall(L, first != 0 ? 2 : 1, 2, 0) != LUA_OK || lua_toboolean(L, base + 1);
-    while (!list_is_empty(&scope->failures))
-        failure_detach(L, runtime, CONTAINER_OF(scope->failures.next, Task, sibling));
-    if (has_any)
-        lua_replace(L, base + 1);
-    lua_settop(L, has_any ? base + 1 : base);
-    return has_any;
-}
-
-/* ---- the end of a task ---------------------------------------------------------------------- */
 
 /* Pops the outcome and makes it the task's user value, in place of the coroutine, which is kept
  * for reuse if it is sound. The task is at `index`. */
@@ -804,7 +225,7 @@ static void set_outcome(lua_State *L, Runtime *runtime, Task *task, int index, i
     lua_State *coroutine = task->coroutine;
     task->handed = (uint8_t)outcome;
     task->coroutine = NULL;
-    if (coroutine != NULL && is_sound && runtime->idle_count < IDLE_MAX &&
+    if (coroutine != NULL && is_sound && runtime->idle_count < RUNTIME_IDLE_MAX &&
         lua_gethook(coroutine) == NULL) {
         lua_getiuservalue(L, index, 1);
         lua_rawseti(L, UPVALUE_IDLE, ++runtime->idle_count);
@@ -821,7 +242,7 @@ static Task *settle(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
     if (task->scope != NULL) {
         int first = 0;
         if (task->wake == TASK_FAILED) {
-            push_error_of(L, task, base + 1);
+            task_push_error(L, task, base + 1);
             first = base + 2;
         }
         if (scope_close(L, runtime, loop, task, first)) {
@@ -830,7 +251,7 @@ static Task *settle(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
         }
     }
     if (task->wake == TASK_CANCELLED && task->flags & TASK_BODY_ENDED) {
-        push_origin(L, task); /* in place of results that came before the cancellation */
+        cancel_push_origin(L, task); /* in place of results that came before the cancellation */
         set_outcome(L, runtime, task, base + 1, OUTCOME_VALUE, false);
     }
     if (task->flags & TASK_IS_CANCELLED) {
@@ -857,7 +278,7 @@ static Task *settle(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
         }
     } else {
         task->home = NULL;
-        anchor_release(L, runtime, task);
+        task_release(L, runtime, task);
     }
     lua_settop(L, base);
     if (home->live > 0 || !home->is_joining)
@@ -867,13 +288,6 @@ static Task *settle(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
         return home->owner;
     task_wake(loop, home->owner, WAKE_OK, 0);
     return NULL;
-}
-
-void scope_expire(lua_State *L, Runtime *runtime, Scope *scope) {
-    scope->has_expired = true;
-    runtime_push_error(L, "CancelledError", "the time is up", NULL);
-    scope_cancel(L, runtime, scope);
-    lua_pop(L, 1);
 }
 
 /* The task's function has ended: `state` says how, the outcome is on the top of the stack. */
@@ -960,18 +374,11 @@ static int pack_results(lua_State *L) { /* coroutine, as a light userdata */
 }
 
 static int pack_error(lua_State *L) { /* coroutine, as a light userdata; error */
-    lua_rawgetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY);
-    if (!is_noted(L, lua_touserdata(L, 3), 2, 3))
-        note_traceback(L, lua_touserdata(L, 1), 0, 2, 3);
     lua_createtable(L, 2, 0);
-    lua_getiuservalue(L, 3, RUNTIME_ERROR);
-    if (lua_rawequal(L, 2, -1)) {
-        lua_getiuservalue(L, 3, RUNTIME_TRACEBACK);
-        lua_rawseti(L, 4, 2);
-    }
     lua_pushvalue(L, 2);
-    lua_rawseti(L, 4, 1);
-    lua_settop(L, 4);
+    lua_rawseti(L, 3, 1);
+    runtime_push_traceback(L, lua_touserdata(L, 1), 0, 2);
+    lua_rawseti(L, 3, 2);
     return 1;
 }
 
@@ -1046,6 +453,8 @@ static void finish(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int s
     end_body(L, runtime, loop, task, state, outcome, status == LUA_OK);
 }
 
+/* ---- running --------------------------------------------------------------------------------- */
+
 /* The first resumption: returns the number of values to resume with. */
 static int start(Task *task) {
     task->flags |= TASK_STARTED;
@@ -1054,7 +463,7 @@ static int start(Task *task) {
 
 static void end_unstarted(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
     lua_settop(task->coroutine, 0);
-    push_origin(L, task);
+    cancel_push_origin(L, task);
     end_body(L, runtime, loop, task, TASK_CANCELLED, OUTCOME_VALUE, true);
 }
 
@@ -1112,7 +521,7 @@ int task_deliver(lua_State *L, Runtime *runtime, int index) {
     if (outcome == OUTCOME_NONE && task->state == TASK_DONE)
         return 0;
     if (task->state == TASK_FAILED && task->home != NULL)
-        failure_detach(L, runtime, task);
+        scope_forget_failure(L, runtime, task);
     lua_getiuservalue(L, index, 1);
     if (task->state == TASK_DONE) {
         lua_Integer count;
@@ -1172,7 +581,7 @@ void task_kill(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
             child->home = NULL;
         }
         while (!list_is_empty(&scope->failures))
-            failure_detach(L, runtime, CONTAINER_OF(scope->failures.next, Task, sibling));
+            scope_forget_failure(L, runtime, CONTAINER_OF(scope->failures.next, Task, sibling));
         scope_drop(L, loop, task);
     }
     lua_pushnil(L);
@@ -1182,10 +591,10 @@ void task_kill(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
         task->home->live--;
     task->home = NULL;
     loop->live--;
-    anchor_release(L, runtime, task);
+    task_release(L, runtime, task);
 }
 
-/* ---- in words --------------------------------------------------------------------------------- */
+/* ---- in words -------------------------------------------------------------------------------- */
 
 const char *task_state_name(const Task *task) {
     static const char *const names[] = {"ready", "running", "suspended",

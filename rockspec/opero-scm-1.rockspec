@@ -25,11 +25,14 @@ build = {
     ["opero.core"] = {
       sources = {
         "csrc/calls.c",
+        "csrc/cancel.c",
         "csrc/clock.c",
         "csrc/guard.c",
         "csrc/loop.c",
         "csrc/module.c",
         "csrc/reactor.c",
+        "csrc/runtime.c",
+        "csrc/scope.c",
         "csrc/sync.c",
         "csrc/task.c",
         "csrc/timers.c",

@@ -1,0 +1,196 @@
+#include "cancel.h"
+#include "task.h"
+
+bool is_cancellation(lua_State *L, int index) {
+    bool is_it;
+    if (!lua_getmetatable(L, index))
+        return false;
+    lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_CANCELLED);
+    is_it = lua_rawequal(L, -1, -2);
+    lua_pop(L, 2);
+    return is_it;
+}
+
+/* The scopes of a task that a cancellation from outside reaches begin here: those inside a shield
+ * are spared. */
+static Scope *unshielded(const Task *task) {
+    Scope *first = task->scope;
+    for (Scope *scope = task->scope; scope != NULL; scope = scope->outer)
+        if (scope->kind == SCOPE_SHIELD)
+            first = scope->outer;
+    return first;
+}
+
+static bool is_shielded(const Task *task) {
+    for (Scope *scope = task->scope; scope != NULL; scope = scope->outer)
+        if (scope->kind == SCOPE_SHIELD)
+            return true;
+    return false;
+}
+
+/* Pushes the error by which the task was cancelled: its own, or that of the nearest thing above
+ * it that has one. A cancellation is noted at its origin only, so that it allocates nothing for
+ * the tasks it reaches. */
+void cancel_push_origin(lua_State *L, const Task *task) {
+    for (;;) {
+        const Scope *scope;
+        if (lua_rawgetp(L, UPVALUE_ANCHORS, task) != LUA_TNIL)
+            return;
+        lua_pop(L, 1);
+        for (scope = task->home; scope != NULL && !scope->is_cancelled; scope = scope->outer)
+            ;
+        if (scope != NULL) {
+            lua_rawgetp(L, UPVALUE_ANCHORS, scope);
+            return;
+        }
+        if (task->home == NULL || task->home->owner == NULL) {
+            lua_pushnil(L);
+            return;
+        }
+        task = task->home->owner;
+    }
+}
+
+bool task_push_cancellation(lua_State *L, Task *task) {
+    const Scope *cancelled = NULL;
+    for (const Scope *scope = task->scope; scope != NULL; scope = scope->outer) {
+        if (scope->is_cancelled)
+            cancelled = scope; /* the outermost counts: it lasts longest */
+        if (scope->kind == SCOPE_SHIELD) {
+            if (cancelled == NULL)
+                return false;
+            lua_rawgetp(L, UPVALUE_ANCHORS, cancelled);
+            return true;
+        }
+    }
+    if ((task->flags & TASK_IS_CANCELLED) != 0) {
+        cancel_push_origin(L, task);
+        return true;
+    }
+    if (cancelled == NULL)
+        return false;
+    lua_rawgetp(L, UPVALUE_ANCHORS, cancelled);
+    return true;
+}
+
+/* Whether what is spawned into the scope is cancelled from the start. */
+bool scope_is_cancelled(const Scope *scope) {
+    const Task *owner = scope->owner;
+    for (; scope != NULL; scope = scope->outer) {
+        if (scope->is_cancelled)
+            return true;
+        if (scope->kind == SCOPE_SHIELD)
+            return false;
+    }
+    return owner != NULL && (owner->flags & TASK_IS_CANCELLED) != 0;
+}
+
+/* Wakes the task with its cancellation if it waits; takes back what it was handed but has not
+ * come to run with. */
+static void interrupt(lua_State *L, Runtime *runtime, Task *task) {
+    Loop *loop = task_loop(runtime, task);
+    task->flags |= TASK_HAS_CANCEL;
+    if ((task->flags & (TASK_STARTED | TASK_BODY_ENDED)) != TASK_STARTED)
+        return;
+    if (task->wait != NULL && task->wait->is_uninterruptible)
+        return;
+    if (task->state == TASK_SUSPENDED) {
+        task_wake(loop, task, WAKE_CANCEL, 0);
+    } else if (task->state == TASK_READY && task->wake != WAKE_CANCEL) {
+        if (task->wake == WAKE_OK && task->wait->undo != NULL) {
+            if (!task->wait->undo(L, loop, task))
+                return;
+        } else {
+            lua_pop(task->coroutine, task->handed);
+        }
+        task->wake = WAKE_CANCEL;
+        task->handed = 0;
+    }
+}
+
+static Task *first_child(Scope *scope) {
+    for (; scope != NULL; scope = scope->outer)
+        if (!list_is_empty(&scope->children))
+            return CONTAINER_OF(scope->children.next, Task, sibling);
+    return NULL;
+}
+
+/* Walks the tasks below `top`, parents first, without recursion: trees may be deep. */
+static Task *next_below(const Scope *top, Task *task) {
+    Task *child = first_child(unshielded(task));
+    if (child != NULL)
+        return child;
+    for (;;) {
+        Scope *home = task->home;
+        if (task->sibling.next != &home->children)
+            return CONTAINER_OF(task->sibling.next, Task, sibling);
+        if (home == top)
+            return NULL;
+        child = first_child(home->outer);
+        if (child != NULL)
+            return child;
+        task = home->owner;
+    }
+}
+
+static void cancel_children(lua_State *L, Runtime *runtime, Scope *scope) {
+    Task *task;
+    if (list_is_empty(&scope->children))
+        return;
+    task = CONTAINER_OF(scope->children.next, Task, sibling);
+    for (; task != NULL; task = next_below(scope, task)) {
+        task->flags |= TASK_IS_CANCELLED | TASK_HAS_CANCEL;
+        if (!is_shielded(task))
+            interrupt(L, runtime, task);
+    }
+}
+
+bool task_cancel(lua_State *L, Runtime *runtime, Task *task) {
+    if (task_has_ended(task))
+        return false;
+    luaL_checkstack(L, 8, NULL);
+    if ((task->flags & TASK_IS_CANCELLED) == 0) {
+        lua_pushvalue(L, -1);
+        lua_rawsetp(L, UPVALUE_ANCHORS, task); /* the only thing that may fail, so it comes first */
+        task->flags |= TASK_IS_CANCELLED | TASK_HAS_CANCEL;
+    }
+    if (task->flags & TASK_BODY_ENDED && task->wake == TASK_DONE)
+        task->wake = TASK_CANCELLED; /* it will not be whole: its children are cancelled */
+    for (Scope *scope = unshielded(task); scope != NULL; scope = scope->outer)
+        cancel_children(L, runtime, scope);
+    if (!is_shielded(task))
+        interrupt(L, runtime, task);
+    return true;
+}
+
+void scope_cancel(lua_State *L, Runtime *runtime, Scope *scope) {
+    Task *owner = scope->owner;
+    Scope *first;
+    if (scope->is_cancelled)
+        return;
+    luaL_checkstack(L, 8, NULL);
+    lua_pushvalue(L, -1);
+    lua_rawsetp(L, UPVALUE_ANCHORS, scope);
+    scope->is_cancelled = true;
+    if (owner == NULL) {
+        cancel_children(L, runtime, scope);
+        return;
+    }
+    first = owner->scope;
+    for (Scope *inner = owner->scope; inner != scope; inner = inner->outer)
+        if (inner->kind == SCOPE_SHIELD)
+            first = inner->outer;
+    if (first == owner->scope)
+        interrupt(L, runtime, owner);
+    else
+        owner->flags |= TASK_HAS_CANCEL;
+    for (Scope *inner = first; inner != scope->outer; inner = inner->outer)
+        cancel_children(L, runtime, inner);
+}
+
+void scope_expire(lua_State *L, Runtime *runtime, Scope *scope) {
+    scope->has_expired = true;
+    runtime_push_error(L, "CancelledError", "the time is up", NULL);
+    scope_cancel(L, runtime, scope);
+    lua_pop(L, 1);
+}

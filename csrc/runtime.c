@@ -1,0 +1,275 @@
+#include "runtime.h"
+#include "scope.h"
+#include "task.h"
+
+#include <string.h>
+#include <unistd.h>
+
+static const char RUNTIME_KEY; /* its address is the key */
+
+static uint64_t rotate_left(uint64_t x, int by) {
+    return (x << by) | (x >> (64 - by));
+}
+
+/* splitmix64, to spread a seed of any quality over the generator's state */
+void runtime_seed(Runtime *runtime, uint64_t seed) {
+    for (int i = 0; i < 4; i++) {
+        uint64_t z = (seed += 0x9e3779b97f4a7c15);
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+        runtime->random[i] = z ^ (z >> 31);
+    }
+}
+
+/* xoshiro256**, by David Blackman and Sebastiano Vigna; its 53 upper bits as a fraction */
+double runtime_random(Runtime *runtime) {
+    uint64_t *s = runtime->random;
+    uint64_t result = rotate_left(s[1] * 5, 7) * 9, t = s[1] << 17;
+    s[2] ^= s[0];
+    s[3] ^= s[1];
+    s[1] ^= s[2];
+    s[0] ^= s[3];
+    s[2] ^= t;
+    s[3] = rotate_left(s[3], 45);
+    return (double)(result >> 11) * 0x1p-53;
+}
+
+void loop_init(Loop *loop, Runtime *runtime, bool is_simulated) {
+    memset(loop, 0, sizeof *loop);
+    if (is_simulated)
+        clock_init_virtual(&loop->clock);
+    else
+        clock_init_real(&loop->clock);
+    timers_init(&loop->timers);
+    reactor_init(&loop->reactor);
+    link_init(&loop->ready);
+    scope_init(&loop->orphans, SCOPE_ROOT, NULL);
+    loop->is_simulated = is_simulated;
+    loop->epoch = ++runtime->epochs;
+}
+
+void loop_destroy(Loop *loop) {
+    timers_destroy(&loop->timers);
+    reactor_destroy(&loop->reactor);
+}
+
+/* ---- the runtime ----------------------------------------------------------------------------- */
+
+/* The state closes: tasks that are still suspended run their pending closes. */
+static int runtime_gc(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    runtime->is_closed = true;
+    for (uint32_t i = 1; i <= runtime->anchor_count; i++) {
+        Task *task;
+        lua_rawgeti(L, UPVALUE_ANCHORS, i);
+        task = lua_touserdata(L, -1);
+        if (task != NULL && !task_has_ended(task))
+            task_kill(L, runtime, task_loop(runtime, task), task);
+        lua_pop(L, 1);
+    }
+    loop_destroy(&runtime->real);
+    return 0;
+}
+
+void runtime_push_function(lua_State *L, lua_CFunction function, int own) {
+    runtime_open(L);
+    lua_getiuservalue(L, -1, RUNTIME_ANCHORS);
+    lua_getiuservalue(L, -2, RUNTIME_IDLE);
+    for (int i = 0; i < own; i++)
+        lua_pushvalue(L, -3 - own);
+    lua_pushcclosure(L, function, 3 + own);
+    lua_insert(L, -1 - own);
+    lua_pop(L, own);
+}
+
+void runtime_set_functions(lua_State *L, int table, const luaL_Reg *functions) {
+    table = lua_absindex(L, table);
+    for (; functions->name != NULL; functions++) {
+        runtime_push_function(L, functions->func, 0);
+        lua_setfield(L, table, functions->name);
+    }
+}
+
+void runtime_new_metatable(lua_State *L, const char *name, const luaL_Reg *methods) {
+    luaL_newmetatable(L, name);
+    lua_newtable(L);
+    runtime_set_functions(L, -1, methods);
+    lua_setfield(L, -2, "__index");
+    lua_pushliteral(L, "protected");
+    lua_setfield(L, -2, "__metatable");
+}
+
+Runtime *runtime_open(lua_State *L) {
+    Runtime *runtime;
+    if (lua_rawgetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY) == LUA_TUSERDATA)
+        return lua_touserdata(L, -1);
+    lua_pop(L, 1);
+    runtime = lua_newuserdatauv(L, sizeof *runtime, RUNTIME_USER_VALUES);
+    memset(runtime, 0, sizeof *runtime);
+    loop_init(&runtime->real, runtime, false);
+    runtime->loop = &runtime->real;
+    lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
+    runtime->main = lua_tothread(L, -1);
+    lua_pop(L, 1);
+    runtime_seed(runtime, (uint64_t)clock_wall_ns() ^ (uint64_t)(uintptr_t)runtime ^
+                              (uint64_t)getpid() << 32);
+    lua_newtable(L);
+    lua_setiuservalue(L, -2, RUNTIME_ANCHORS);
+    lua_createtable(L, RUNTIME_IDLE_MAX, 0);
+    lua_setiuservalue(L, -2, RUNTIME_IDLE);
+    lua_newtable(L);
+    lua_createtable(L, 0, 1);
+    lua_pushliteral(L, "k");
+    lua_setfield(L, -2, "__mode");
+    lua_setmetatable(L, -2);
+    lua_setiuservalue(L, -2, RUNTIME_NAMES);
+    lua_pushvalue(L, -1);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY);
+    runtime_push_function(L, scope_collect_failures, 0);
+    lua_setiuservalue(L, -2, RUNTIME_COLLECTOR);
+    lua_createtable(L, 0, 2); /* only now: until here there is nothing to release */
+    runtime_push_function(L, runtime_gc, 0);
+    lua_setfield(L, -2, "__gc");
+    lua_pushliteral(L, "opero.Runtime");
+    lua_setfield(L, -2, "__name");
+    lua_setmetatable(L, -2);
+    return runtime;
+}
+
+/* ---- errors ---------------------------------------------------------------------------------- */
+
+static int call_factory(lua_State *L) { /* class, message, field as pointers to char; value */
+    const char *class_name = lua_touserdata(L, 1), *message = lua_touserdata(L, 2);
+    const char *field = lua_touserdata(L, 3);
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY);
+    if (lua_getiuservalue(L, -1, RUNTIME_ERROR_FACTORY) != LUA_TFUNCTION) {
+        lua_pushfstring(L, "%s: %s", class_name, message);
+        return 1;
+    }
+    lua_pushstring(L, class_name);
+    lua_pushstring(L, message);
+    lua_createtable(L, 0, 1);
+    if (field != NULL) {
+        lua_pushvalue(L, 4);
+        lua_setfield(L, -2, field);
+    }
+    lua_call(L, 3, 1);
+    return 1;
+}
+
+void runtime_push_error(lua_State *L, const char *class_name, const char *message,
+                        const char *field) {
+    luaL_checkstack(L, 6, NULL);
+    if (field == NULL)
+        lua_pushnil(L);
+    lua_pushcfunction(L, call_factory);
+    lua_insert(L, -2);
+    lua_pushlightuserdata(L, (void *)class_name);
+    lua_insert(L, -2);
+    lua_pushlightuserdata(L, (void *)message);
+    lua_insert(L, -2);
+    lua_pushlightuserdata(L, (void *)field);
+    lua_insert(L, -2);
+    lua_pcall(L, 4, 1, 0); /* on failure its error serves */
+}
+
+/* Whether the error needs no new traceback: it is being raised again, or it is a cancellation, of
+ * which there may be very many at once. */
+static bool is_noted(lua_State *L, Runtime *runtime, int error, int runtime_index) {
+    bool is_it = false;
+    if (runtime->is_rethrowing) {
+        runtime->is_rethrowing = false;
+        lua_getiuservalue(L, runtime_index, RUNTIME_ERROR);
+        is_it = lua_rawequal(L, -1, error);
+        lua_pop(L, 1);
+    }
+    if (!is_it && lua_getmetatable(L, error)) {
+        lua_getiuservalue(L, runtime_index, RUNTIME_CANCELLED);
+        is_it = lua_rawequal(L, -1, -2);
+        lua_pop(L, 2);
+    }
+    return is_it;
+}
+
+void runtime_push_traceback(lua_State *L, lua_State *thread, int level, int error) {
+    int index = lua_gettop(L) + 1;
+    if (lua_rawgetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY) == LUA_TNIL)
+        return;
+    if (!is_noted(L, lua_touserdata(L, index), error, index)) {
+        lua_pushvalue(L, error);
+        lua_setiuservalue(L, index, RUNTIME_ERROR);
+        luaL_traceback(L, thread, NULL, level);
+        lua_setiuservalue(L, index, RUNTIME_TRACEBACK);
+    }
+    lua_getiuservalue(L, index, RUNTIME_ERROR);
+    if (lua_rawequal(L, -1, error))
+        lua_getiuservalue(L, index, RUNTIME_TRACEBACK);
+    else
+        lua_pushnil(L);
+    lua_replace(L, index);
+    lua_settop(L, index);
+}
+
+int runtime_note_error(lua_State *L) {
+    lua_settop(L, 1);
+    runtime_push_traceback(L, L, 1, 1);
+    lua_settop(L, 1);
+    return 1;
+}
+
+int runtime_rethrow(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_ERROR);
+    runtime->is_rethrowing = lua_rawequal(L, -1, -2);
+    lua_pop(L, 1);
+    return lua_error(L);
+}
+
+static int list_errors(lua_State *L) { /* list of errors */
+    luaL_Buffer buffer;
+    lua_Integer count = luaL_len(L, 1);
+    luaL_buffinit(L, &buffer);
+    lua_pushfstring(L, "%I tasks failed:", count);
+    luaL_addvalue(&buffer);
+    for (lua_Integer i = 1; i <= count; i++) {
+        luaL_addstring(&buffer, "\n  ");
+        lua_rawgeti(L, 1, i);
+        luaL_tolstring(L, -1, NULL);
+        lua_remove(L, -2);
+        luaL_addvalue(&buffer);
+    }
+    luaL_pushresult(&buffer);
+    return 1;
+}
+
+void runtime_push_aggregate(lua_State *L) {
+    lua_pushcfunction(L, list_errors);
+    lua_pushvalue(L, -2);
+    if (lua_pcall(L, 1, 1, 0) != LUA_OK || lua_type(L, -1) != LUA_TSTRING) {
+        lua_pop(L, 1);
+        lua_pushliteral(L, "several tasks failed"); /* a __tostring raised */
+    }
+    lua_pushvalue(L, -2);
+    runtime_push_error(L, "AggregateError", lua_tostring(L, -2), "errors");
+    lua_replace(L, -3);
+    lua_pop(L, 1);
+}
+
+/* ---- arguments ------------------------------------------------------------------------------- */
+
+int64_t check_duration(lua_State *L, int arg) {
+    lua_Number seconds;
+    if (lua_type(L, arg) != LUA_TNUMBER) /* no strings that look like numbers */
+        luaL_typeerror(L, arg, "number of seconds");
+    seconds = lua_tonumber(L, arg);
+    luaL_argcheck(L, seconds == seconds, arg, "number of seconds expected, got NaN");
+    return clock_from_seconds((double)seconds);
+}
+
+int64_t check_deadline(lua_State *L, Runtime *runtime, int arg) {
+    int64_t timeout_ns;
+    if (lua_isnoneornil(L, arg))
+        return CLOCK_NEVER;
+    timeout_ns = check_duration(L, arg);
+    return clock_add_ns(clock_now_ns(&runtime->loop->clock), timeout_ns);
+}

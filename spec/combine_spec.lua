@@ -94,6 +94,13 @@ describe("all", function()
   it("raises one of several that fail at the same time", simulated(function()
     assert.equal("a", raised(opero.all, { fail_after(1, "a"), fail_after(1, "b") }))
     assert.equal("a", raised(opero.all, { (broken "a"), (broken "b"), after(1) }))
+    assert.equal("a", raised(opero.all, {
+      fail_after(1, "a"),
+      function()
+        pcall(opero.sleep, 100)
+        error "in cleanup"
+      end,
+    }))
   end))
 
   it("waits until those it cancelled have ended, given tasks too", simulated(function()

@@ -157,7 +157,6 @@ end
 -- Sends the crew through all items. Returns their results, and their errors if these are collected.
 local function finish(crew, limit, options)
   local results, failures = {}, options.on_error == "collect" and {} or nil
-  local has_failed = false
   crew.limit = math.min(limit or math.huge, options.max_in_flight or math.huge)
 
   function crew.put(_, index, ok, value, item)
@@ -168,12 +167,10 @@ local function finish(crew, limit, options)
         core.yield() -- where a cancelled worker is told again, and leaves
       end
       failures[index] = outcome.shown(value)
-    elseif not has_failed then
-      -- No other item is begun, and what still fails came later than this one.
-      has_failed = true
-      crew.total = 0
+    else
+      crew.total = 0 -- no other item is begun
       local err = item_error(crew, index, item, value)
-      core.yield() -- a cancelled worker leaves here: its failure came later than the cancellation
+      core.yield() -- a cancelled worker leaves here: its failure came later, or because of that
       error(err)
     end
   end

@@ -28,6 +28,8 @@ static void leave_await(Loop *loop, Task *task) {
 static bool undo_await(lua_State *L, Loop *loop, Task *task) {
     Task *awaited = task->object;
     (void)L, (void)loop;
+    if (awaited->state == TASK_FAILED && awaited->home == NULL)
+        return false; /* its parent has ended, and relies on our taking the error */
     awaited->flags &= (uint8_t)~TASK_IS_AWAITED; /* its error has reached nobody after all */
     return true;
 }
@@ -41,13 +43,17 @@ static void describe_await(lua_State *L, Task *task) {
 static const WaitKind wait_await = {
     .name = "task:await", .describe = describe_await, .leave = leave_await, .undo = undo_await};
 
+#define NEAR 64 /* farther up, awaiting an ancestor is found out as a deadlock */
+
 /* Whether `task` would have to end before `awaited` can. */
 static bool is_ancestor(const Task *awaited, const Task *task) {
     if (awaited->scope == NULL)
         return false;
-    for (; task->home != NULL && task->home->owner != NULL; task = task->home->owner)
-        if (task->home->owner == awaited)
+    for (int i = 0; i < NEAR && task->home != NULL && task->home->owner != NULL; i++) {
+        task = task->home->owner;
+        if (task == awaited)
             return true;
+    }
     return false;
 }
 
@@ -64,8 +70,8 @@ static int await_task(lua_State *L, Runtime *runtime, Task *me) {
 }
 
 static int await_ended(lua_State *L, int status, lua_KContext context) {
-    Runtime *runtime = runtime_of(L);
-    (void)status, (void)context;
+    Runtime *runtime = task_regain(L, await_ended, context);
+    (void)status;
     task_resumed(L, runtime, 2);
     return task_deliver(L, runtime, 1);
 }
@@ -91,8 +97,9 @@ static int call_spawn(lua_State *L) {
 static int call_current(lua_State *L) {
     const Runtime *runtime = runtime_of(L);
     if (runtime->current == NULL)
-        return 0;
-    lua_rawgeti(L, UPVALUE_ANCHORS, runtime->current->anchor);
+        lua_pushnil(L);
+    else
+        lua_rawgeti(L, UPVALUE_ANCHORS, runtime->current->anchor);
     return 1;
 }
 
@@ -106,7 +113,7 @@ static const WaitKind wait_sleep = {.name = "opero.sleep"};
 
 static int sleep_ended(lua_State *L, int status, lua_KContext context) {
     (void)status;
-    task_resumed(L, (Runtime *)context, 0);
+    task_resumed(L, task_regain(L, sleep_ended, context), 0);
     return 0;
 }
 
@@ -249,9 +256,20 @@ static int scope_joined(lua_State *L, int status, lua_KContext has_waited) {
     return has_waited || kind == SCOPE_SHIELD ? raise_pending(L, me, results) : results;
 }
 
+static int wait_for_children(lua_State *L, Runtime *runtime);
+
 static int scope_waited(lua_State *L, int status, lua_KContext context) {
-    (void)context;
+    Runtime *runtime = task_regain(L, scope_waited, context);
+    if (runtime->current->scope->live > 0) /* spawned since the last one ended */
+        return wait_for_children(L, runtime);
     return scope_joined(L, status, 1);
+}
+
+static int wait_for_children(lua_State *L, Runtime *runtime) {
+    Scope *scope = runtime->current->scope;
+    scope->is_joining = true;
+    return task_suspend(L, runtime, runtime->current, &wait_scope, NULL, scope, CLOCK_NEVER,
+                        scope_waited);
 }
 
 static int scope_body_ended(lua_State *L, int status, lua_KContext context) {
@@ -273,10 +291,7 @@ static int scope_body_ended(lua_State *L, int status, lua_KContext context) {
             lua_pop(L, 1);
         }
     }
-    if (scope->live == 0)
-        return scope_joined(L, LUA_OK, 0);
-    scope->is_joining = true;
-    return task_suspend(L, runtime, me, &wait_scope, NULL, scope, CLOCK_NEVER, scope_waited);
+    return scope->live > 0 ? wait_for_children(L, runtime) : scope_joined(L, LUA_OK, 0);
 }
 
 /* Calls the function at index 3 with the arguments above it; 1 and 2 are set up already. */
@@ -389,9 +404,9 @@ static const WaitKind wait_fd = {
     .name = "opero.wait", .describe = describe_fd, .leave = leave_fd, .undo = undo_fd};
 
 static int wait_ended(lua_State *L, int status, lua_KContext context) {
-    Runtime *runtime = runtime_of(L);
+    Runtime *runtime = task_regain(L, wait_ended, context);
     Watch watch;
-    (void)status, (void)context;
+    (void)status;
     task_resumed(L, runtime, 3);
     memcpy(&watch, runtime->current->object, sizeof watch);
     free(runtime->current->object);
@@ -475,6 +490,8 @@ static int call_wait(lua_State *L) {
 
 /* ---- callbacks ---------------------------------------------------------------------------------------- */
 
+#define CALLBACK_METATABLE "opero.Callback"
+
 typedef struct Callback { /* a userdata; its user value is the packed arguments of resume */
     Task *task;           /* that waits; NULL before and after */
     bool is_used;
@@ -483,8 +500,19 @@ typedef struct Callback { /* a userdata; its user value is the packed arguments 
 static void leave_callback(Loop *loop, Task *task) {
     Callback *callback = task->object;
     (void)loop;
+    if (callback != NULL) {
+        callback->task = NULL;
+        callback->is_used = true;
+    }
+}
+
+/* Collected while the task waits: only after the task's coroutine was closed by hand. */
+static int callback_gc(lua_State *L) {
+    Callback *callback = lua_touserdata(L, 1);
+    if (callback->task != NULL)
+        callback->task->object = NULL;
     callback->task = NULL;
-    callback->is_used = true;
+    return 0;
 }
 
 static const WaitKind wait_callback = {.name = "opero.await (a callback)", .leave = leave_callback};
@@ -525,7 +553,7 @@ static int callback_came(lua_State *L) {
 
 static int callback_waited(lua_State *L, int status, lua_KContext context) {
     (void)status;
-    task_resumed(L, (Runtime *)context, 0);
+    task_resumed(L, task_regain(L, callback_waited, context), 0);
     lua_settop(L, 1);
     return callback_came(L);
 }
@@ -552,6 +580,7 @@ static int call_await(lua_State *L) {
     callback = lua_newuserdatauv(L, sizeof *callback, 1);
     callback->task = NULL;
     callback->is_used = false;
+    luaL_setmetatable(L, CALLBACK_METATABLE);
     lua_insert(L, 1);
     lua_pushvalue(L, 1);
     runtime_push_function(L, resume_callback, 1);
@@ -580,7 +609,7 @@ static int generator_resume(lua_State *L) {
     if (status == LUA_YIELD && runtime->is_suspending && runtime->current != NULL) {
         lua_pushboolean(L, true);
         lua_replace(L, UPVALUE_IS_WAITING);
-        return lua_yieldk(L, 0, 0, generator_waited);
+        return lua_yieldk(L, 0, 0, generator_waited); /* nothing is left on the stack */
     }
     if (status == LUA_OK || status == LUA_YIELD) {
         luaL_checkstack(L, count, "too many results");
@@ -606,9 +635,8 @@ static int generator_resume(lua_State *L) {
 }
 
 static int generator_waited(lua_State *L, int status, lua_KContext context) {
-    Runtime *runtime = runtime_of(L);
-    (void)status, (void)context;
-    runtime->active = L;
+    task_regain(L, generator_waited, context);
+    (void)status;
     lua_pushboolean(L, false);
     lua_replace(L, UPVALUE_IS_WAITING);
     return generator_resume(L);
@@ -708,5 +736,8 @@ void calls_register(lua_State *L, int module) {
     runtime_push_function(L, task_tostring, 0);
     lua_setfield(L, -2, "__tostring");
     runtime_new_metatable(L, SCOPE_METATABLE, scope_methods);
-    lua_pop(L, 2);
+    runtime_new_metatable(L, CALLBACK_METATABLE, NULL);
+    lua_pushcfunction(L, callback_gc);
+    lua_setfield(L, -2, "__gc");
+    lua_pop(L, 3);
 }

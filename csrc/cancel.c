@@ -28,26 +28,46 @@ static bool is_shielded(const Task *task) {
     return false;
 }
 
-/* Pushes the error by which the task was cancelled: its own, or that of the nearest thing above
- * it that has one. A cancellation is noted at its origin only, so that it allocates nothing for
- * the tasks it reaches. */
+#define FAR 16
+
+static const Task *parent_of(const Task *task) {
+    return task->home != NULL ? task->home->owner : NULL;
+}
+
+/* Pushes the error by which the task itself, or a scope it was spawned into, was cancelled. */
+static bool push_nearest(lua_State *L, const Task *task) {
+    const Scope *scope = task->home;
+    if (lua_rawgetp(L, UPVALUE_ANCHORS, task) != LUA_TNIL)
+        return true;
+    while (scope != NULL && !scope->is_cancelled)
+        scope = scope->outer;
+    lua_pop(L, 1);
+    if (scope == NULL)
+        return false;
+    lua_rawgetp(L, UPVALUE_ANCHORS, scope);
+    return true;
+}
+
+/* A cancellation is noted at its origin only, so that it allocates nothing for the tasks it reaches.
+ * But a long way up is marked with notes, or all the ways of a deep chain together would be
+ * quadratically long. */
 void cancel_push_origin(lua_State *L, const Task *task) {
-    for (;;) {
-        const Scope *scope;
-        if (lua_rawgetp(L, UPVALUE_ANCHORS, task) != LUA_TNIL)
-            return;
-        lua_pop(L, 1);
-        for (scope = task->home; scope != NULL && !scope->is_cancelled; scope = scope->outer)
-            ;
-        if (scope != NULL) {
-            lua_rawgetp(L, UPVALUE_ANCHORS, scope);
-            return;
-        }
-        if (task->home == NULL || task->home->owner == NULL) {
+    const Task *origin = task;
+    int steps = 0;
+    while (!push_nearest(L, origin)) {
+        origin = parent_of(origin);
+        if (origin == NULL) {
             lua_pushnil(L);
             return;
         }
-        task = task->home->owner;
+        steps++;
+    }
+    for (; steps > FAR; steps--) {
+        if (steps % FAR == 0) {
+            lua_pushvalue(L, -1);
+            lua_rawsetp(L, UPVALUE_ANCHORS, task);
+        }
+        task = parent_of(task);
     }
 }
 
@@ -97,7 +117,9 @@ static void interrupt(lua_State *L, Runtime *runtime, Task *task) {
     if (task->state == TASK_SUSPENDED) {
         task_wake(loop, task, WAKE_CANCEL, 0);
     } else if (task->state == TASK_READY && task->wake != WAKE_CANCEL) {
-        if (task->wake == WAKE_OK && task->wait->undo != NULL) {
+        if (lua_status(task->coroutine) != LUA_YIELD) {
+            /* closed by hand: what it was handed went with its stack */
+        } else if (task->wake == WAKE_OK && task->wait->undo != NULL) {
             if (!task->wait->undo(L, loop, task))
                 return;
         } else {
@@ -106,6 +128,12 @@ static void interrupt(lua_State *L, Runtime *runtime, Task *task) {
         task->wake = WAKE_CANCEL;
         task->handed = 0;
     }
+}
+
+static void mark(Task *task) {
+    task->flags |= TASK_IS_CANCELLED | TASK_HAS_CANCEL;
+    if (task->flags & TASK_BODY_ENDED && task->wake == TASK_DONE)
+        task->wake = TASK_CANCELLED; /* it will not be whole: its children are cancelled too */
 }
 
 static Task *first_child(Scope *scope) {
@@ -139,7 +167,7 @@ static void cancel_children(lua_State *L, Runtime *runtime, Scope *scope) {
         return;
     task = CONTAINER_OF(scope->children.next, Task, sibling);
     for (; task != NULL; task = next_below(scope, task)) {
-        task->flags |= TASK_IS_CANCELLED | TASK_HAS_CANCEL;
+        mark(task);
         if (!is_shielded(task))
             interrupt(L, runtime, task);
     }
@@ -152,10 +180,8 @@ bool task_cancel(lua_State *L, Runtime *runtime, Task *task) {
     if ((task->flags & TASK_IS_CANCELLED) == 0) {
         lua_pushvalue(L, -1);
         lua_rawsetp(L, UPVALUE_ANCHORS, task); /* the only thing that may fail, so it comes first */
-        task->flags |= TASK_IS_CANCELLED | TASK_HAS_CANCEL;
     }
-    if (task->flags & TASK_BODY_ENDED && task->wake == TASK_DONE)
-        task->wake = TASK_CANCELLED; /* it will not be whole: its children are cancelled */
+    mark(task);
     for (Scope *scope = unshielded(task); scope != NULL; scope = scope->outer)
         cancel_children(L, runtime, scope);
     if (!is_shielded(task))

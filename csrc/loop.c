@@ -123,6 +123,7 @@ static void poll_events(Loop *loop) {
     if (loop->resumptions < POLL_RESUMPTIONS && now_ns - loop->polled_ns < POLL_INTERVAL_NS)
         return;
     link_init(&ready);
+    reactor_check(&loop->reactor, &ready, now_ns);
     reactor_wait(&loop->reactor, &ready, 0);
     loop->resumptions = 0;
     loop->polled_ns = now_ns;
@@ -151,7 +152,7 @@ static Turn turn(lua_State *L, Runtime *runtime, Loop *loop, int64_t limit_ns) {
         Turn result = wait_for_events(L, runtime, loop, limit_ns);
         if (result != TURN_OK)
             return result;
-    } else if (loop->reactor.watch_count > 0) {
+    } else if (loop->reactor.watch_count > 0 || !list_is_empty(&loop->reactor.stale)) {
         poll_events(loop);
     }
     expire_timers(L, runtime, loop);
@@ -226,16 +227,31 @@ static bool is_below(const Task *task, const Task *top) {
     return task == top;
 }
 
-/* Kills `top` and all below it, or every task of the loop if that is NULL; the last first. */
+static bool has_children(const Task *task) {
+    for (const Scope *scope = task->scope; scope != NULL; scope = scope->outer)
+        if (scope->live > 0)
+            return true;
+    return false;
+}
+
+/* Kills `top` and all below it, or every task of the loop if that is NULL; children first. */
 static void kill_tasks(lua_State *L, Runtime *runtime, Loop *loop, const Task *top) {
-    for (uint32_t i = runtime->anchor_count; i > 0; i--) {
-        if (lua_rawgeti(L, UPVALUE_ANCHORS, i) == LUA_TUSERDATA) {
-            Task *task = lua_touserdata(L, -1);
-            if (!task_has_ended(task) && task_loop(runtime, task) == loop &&
-                (top == NULL || is_below(task, top)))
-                task_kill(L, runtime, loop, task);
+    bool has_more = true;
+    while (has_more) {
+        has_more = false;
+        for (uint32_t i = runtime->anchor_count; i > 0; i--) {
+            if (lua_rawgeti(L, UPVALUE_ANCHORS, i) == LUA_TUSERDATA) {
+                Task *task = lua_touserdata(L, -1);
+                if (!task_has_ended(task) && task_loop(runtime, task) == loop &&
+                    (top == NULL || is_below(task, top))) {
+                    if (has_children(task))
+                        has_more = true;
+                    else
+                        task_kill(L, runtime, loop, task);
+                }
+            }
+            lua_pop(L, 1);
         }
-        lua_pop(L, 1);
     }
 }
 
@@ -248,8 +264,8 @@ static int abort_run(lua_State *L, Runtime *runtime, Loop *loop, Task *root) {
     task_cancel(L, runtime, root);
     lua_settop(L, error);
     while (!task_has_ended(root)) {
-        if (turn(L, runtime, loop, CLOCK_NEVER) == TURN_DEADLOCK)
-            kill_tasks(L, runtime, loop, root); /* cleanup waits for what cannot come */
+        if (turn(L, runtime, loop, CLOCK_NEVER) != TURN_OK)
+            kill_tasks(L, runtime, loop, root); /* cleanup waits for what cannot come, or again */
         lua_settop(L, error);
     }
     if (root->state == TASK_FAILED) { /* an error in cleanup is not lost either */
@@ -293,22 +309,16 @@ static void check_idle(lua_State *L, Runtime *runtime, const char *what) {
 /* Calls `function` protected, with the loop marked as running. One argument, one result at most.
  * Returns what lua_pcall does. */
 static int call_running(lua_State *L, Runtime *runtime, Loop *loop, lua_CFunction function) {
-    /* something is running already when a pending close of a dead task suspends */
-    Loop *running = runtime->running;
-    Task *current = runtime->current;
-    lua_State *active = runtime->active, *closing = runtime->closing;
     int status;
     runtime_push_function(L, function, 0);
     lua_insert(L, -2);
-    if (running == NULL)
-        runtime->hook = lua_gethook(runtime->main);
+    runtime->hook = lua_gethook(runtime->main);
     runtime->running = loop;
-    runtime->closing = NULL;
+    reactor_mark_dirty(&loop->reactor); /* who knows what was closed since it last ran */
     status = lua_pcall(L, 1, 1, 0);
-    runtime->running = running;
-    runtime->current = current;
-    runtime->active = active;
-    runtime->closing = closing;
+    runtime->running = NULL;
+    runtime->current = NULL;
+    runtime->active = NULL;
     return status;
 }
 
@@ -319,21 +329,19 @@ static void raise_orphans(lua_State *L, Runtime *runtime, Loop *loop) {
 }
 
 static int run_in(lua_State *L, Runtime *runtime, Loop *loop) { /* function, arguments */
-    /* outside any task, or else in a pending close of the current one, which is dead */
-    Task *root = task_spawn(L, runtime, loop, scope_current(L, runtime), lua_gettop(L) - 1);
+    Task *root = task_spawn(L, runtime, loop, &loop->orphans, lua_gettop(L) - 1);
     root->flags |= TASK_IS_ROOT;
     lua_pushvalue(L, 1);
     if (call_running(L, runtime, loop, run_until_ended) != LUA_OK)
         return runtime_rethrow(L);
     lua_settop(L, 1);
-    if (root->state == TASK_DONE && runtime->running == NULL)
+    if (root->state == TASK_DONE)
         raise_orphans(L, runtime, loop);
     return task_deliver(L, runtime, 1);
 }
 
 int loop_run(lua_State *L, Runtime *runtime) {
-    if (runtime->closing == NULL)
-        check_idle(L, runtime, "opero.run");
+    check_idle(L, runtime, "opero.run");
     return run_in(L, runtime, runtime->loop);
 }
 
@@ -395,6 +403,7 @@ int loop_simulate(lua_State *L) {
     runtime_seed(runtime, (uint64_t)seed);
     runtime->loop = loop;
     status = lua_pcall(L, 1, LUA_MULTRET, 0);
+    loop->is_ending = true;
     kill_tasks(L, runtime, loop, NULL); /* only after an error: else all have ended */
     if (scope_take_failures(L, runtime, &loop->orphans, 0))
         lua_pop(L, 1);
@@ -434,7 +443,10 @@ int loop_step(lua_State *L) {
 
 int loop_pollfd(lua_State *L) {
     Runtime *runtime = runtime_of(L);
-    int fd = reactor_pollfd(&runtime->real.reactor);
+    int fd;
+    if (runtime->is_closed)
+        return luaL_error(L, "opero.pollfd: the runtime is closed");
+    fd = reactor_pollfd(&runtime->real.reactor);
     if (fd < 0) {
         lua_pushnil(L);
         lua_pushfstring(L, "no pollable descriptor: %s", strerror(errno));
@@ -445,9 +457,13 @@ int loop_pollfd(lua_State *L) {
 }
 
 int64_t loop_until_deadline_ns(const Loop *loop) {
-    int64_t next_ns = timers_next_ns(&loop->timers), now_ns;
+    int64_t next_ns = timers_next_ns(&loop->timers);
+    int64_t check_ns = reactor_check_due_ns(&loop->reactor);
+    int64_t now_ns;
     if (loop->ready_count > 0 || !list_is_empty(&loop->reactor.stale))
         return 0;
+    if (check_ns < next_ns)
+        next_ns = check_ns;
     if (next_ns == CLOCK_NEVER)
         return -1;
     now_ns = clock_now_ns(&loop->clock);
@@ -457,8 +473,9 @@ int64_t loop_until_deadline_ns(const Loop *loop) {
 int loop_deadline(lua_State *L) {
     int64_t until_ns = loop_until_deadline_ns(runtime_of(L)->loop);
     if (until_ns < 0)
-        return 0;
-    lua_pushnumber(L, clock_to_seconds(until_ns));
+        lua_pushnil(L);
+    else
+        lua_pushnumber(L, clock_to_seconds(until_ns));
     return 1;
 }
 

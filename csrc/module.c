@@ -14,12 +14,18 @@ int luaopen_opero_core(lua_State *L) {
     return 1;
 }
 
-int opero_step(lua_State *L, int64_t timeout_ns) {
-    int status;
+static int step(lua_State *L) { /* limit, as a light userdata */
+    const int64_t *timeout_ns = lua_touserdata(L, 1);
     runtime_push_function(L, loop_step, 0);
-    lua_pushnumber(L, clock_to_seconds(timeout_ns));
-    status = lua_pcall(L, 1, 0, 0);
-    return status;
+    lua_pushnumber(L, clock_to_seconds(*timeout_ns));
+    lua_call(L, 1, 0);
+    return 0;
+}
+
+int opero_step(lua_State *L, int64_t timeout_ns) {
+    lua_pushcfunction(L, step); /* allocates nothing: whatever does is called protected */
+    lua_pushlightuserdata(L, &timeout_ns);
+    return lua_pcall(L, 1, 0, 0);
 }
 
 static Runtime *open_runtime(lua_State *L) {

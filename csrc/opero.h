@@ -7,7 +7,8 @@
  * passed, and call opero_step(). There is one runtime to a lua_State (all its coroutines share
  * it); it makes no threads, sets no signal handlers, and is freed by lua_close, which runs the
  * pending closes of tasks that are still suspended. Nothing here may be called while a task runs
- * (from a function that a task called), but for luaopen_opero_core.
+ * (from a function that a task called), but for luaopen_opero_core. The functions need three free
+ * slots on the stack; after luaopen_opero_core has returned, none of them raises an error.
  */
 #ifndef OPERO_H
 #define OPERO_H
@@ -15,7 +16,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+#include <lua.hpp>
+#else
 #include <lua.h>
+#endif
 
 #ifdef __GNUC__
 #define OPERO_API __attribute__((visibility("default")))

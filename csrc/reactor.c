@@ -3,6 +3,7 @@
 #include "clock.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -215,7 +216,8 @@ static int epoll_wait_ns(Reactor *reactor, struct epoll_event *events,
         }
         found = syscall(SYS_epoll_pwait2, reactor->epoll_fd, events, EVENTS_AT_ONCE,
                         timeout != NULL ? &ts : NULL, NULL, 0);
-        if (found >= 0 || errno != ENOSYS)
+        /* EPERM: sandboxes older than the call refuse it so; it has no such error of its own */
+        if (found >= 0 || (errno != ENOSYS && errno != EPERM))
             return (int)found;
         reactor->lacks_pwait2 = true;
     }
@@ -285,7 +287,8 @@ int reactor_add(Reactor *reactor, Watch *watch) {
     int error;
     link_init(&watch->link);
     watch->is_waiting = false;
-    if (watch->fd < 0)
+    /* ask before a table as long as the number is made */
+    if (watch->fd < 0 || (watch->fd >= reactor->slot_count && fcntl(watch->fd, F_GETFD) < 0))
         return EBADF;
     slot = slot_make(reactor, watch->fd);
     if (slot == NULL)
@@ -320,11 +323,16 @@ int reactor_wait(Reactor *reactor, Link *ready, int64_t timeout_ns) {
     return wait_ns(reactor, ready, timeout_ns == CLOCK_NEVER ? NULL : &ts);
 }
 
-int64_t reactor_check(Reactor *reactor, Link *ready, int64_t now_ns) {
-    int64_t due_ns;
+int64_t reactor_check_due_ns(const Reactor *reactor) {
     if (!reactor->is_dirty || reactor->watch_count == 0)
         return CLOCK_NEVER;
-    due_ns = reactor->checked_ns + (int64_t)reactor->watch_count * CHECK_COST_NS;
+    return reactor->checked_ns + (int64_t)reactor->watch_count * CHECK_COST_NS;
+}
+
+int64_t reactor_check(Reactor *reactor, Link *ready, int64_t now_ns) {
+    int64_t due_ns = reactor_check_due_ns(reactor);
+    if (due_ns == CLOCK_NEVER)
+        return CLOCK_NEVER;
     if (now_ns < due_ns)
         return due_ns - now_ns;
     for (int fd = 0; fd < reactor->slot_count; fd++) {

@@ -83,6 +83,9 @@ static inline void reactor_mark_dirty(Reactor *reactor) {
     reactor->is_dirty = true;
 }
 
+/* When the next look for closed descriptors is due, by CLOCK_MONOTONIC; CLOCK_NEVER: it is not. */
+int64_t reactor_check_due_ns(const Reactor *reactor);
+
 /* Looks for watches whose descriptor was closed or reused, and moves them to `ready` with an
  * error. A look at n descriptors costs n system calls, so it is done at most every n * 20 us.
  * Returns how long after `now_ns` the next look is due: CLOCK_NEVER when nothing can have

@@ -92,11 +92,22 @@ void runtime_set_functions(lua_State *L, int table, const luaL_Reg *functions) {
 
 void runtime_new_metatable(lua_State *L, const char *name, const luaL_Reg *methods) {
     luaL_newmetatable(L, name);
-    lua_newtable(L);
-    runtime_set_functions(L, -1, methods);
-    lua_setfield(L, -2, "__index");
+    if (methods != NULL) {
+        lua_newtable(L);
+        runtime_set_functions(L, -1, methods);
+        lua_setfield(L, -2, "__index");
+    }
     lua_pushliteral(L, "protected");
     lua_setfield(L, -2, "__metatable");
+}
+
+/* Pushes a closure like runtime_push_function's, when the runtime, at the top of the stack, is not
+ * registered yet. */
+static void push_early(lua_State *L, lua_CFunction function) {
+    lua_pushvalue(L, -1);
+    lua_getiuservalue(L, -1, RUNTIME_ANCHORS);
+    lua_getiuservalue(L, -2, RUNTIME_IDLE);
+    lua_pushcclosure(L, function, 3);
 }
 
 Runtime *runtime_open(lua_State *L) {
@@ -123,16 +134,17 @@ Runtime *runtime_open(lua_State *L) {
     lua_setfield(L, -2, "__mode");
     lua_setmetatable(L, -2);
     lua_setiuservalue(L, -2, RUNTIME_NAMES);
-    lua_pushvalue(L, -1);
-    lua_rawsetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY);
-    runtime_push_function(L, scope_collect_failures, 0);
+    push_early(L, scope_collect_failures);
     lua_setiuservalue(L, -2, RUNTIME_COLLECTOR);
-    lua_createtable(L, 0, 2); /* only now: until here there is nothing to release */
-    runtime_push_function(L, runtime_gc, 0);
+    push_early(L, runtime_gc);
+    lua_createtable(L, 0, 2);
+    lua_insert(L, -2);
     lua_setfield(L, -2, "__gc");
     lua_pushliteral(L, "opero.Runtime");
     lua_setfield(L, -2, "__name");
     lua_setmetatable(L, -2);
+    lua_pushvalue(L, -1);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY); /* last: it is whole now */
     return runtime;
 }
 
@@ -173,34 +185,41 @@ void runtime_push_error(lua_State *L, const char *class_name, const char *messag
     lua_pcall(L, 4, 1, 0); /* on failure its error serves */
 }
 
-/* Whether the error needs no new traceback: it is being raised again, or it is a cancellation, of
- * which there may be very many at once. */
-static bool is_noted(lua_State *L, Runtime *runtime, int error, int runtime_index) {
+/* Whether the error, at index 1, needs no new traceback: it is being raised again, or it is a
+ * cancellation, of which there may be very many at once. The runtime is at index 2. */
+static bool is_noted(lua_State *L, Runtime *runtime) {
     bool is_it = false;
     if (runtime->is_rethrowing) {
         runtime->is_rethrowing = false;
-        lua_getiuservalue(L, runtime_index, RUNTIME_ERROR);
-        is_it = lua_rawequal(L, -1, error);
+        lua_getiuservalue(L, 2, RUNTIME_ERROR);
+        is_it = lua_rawequal(L, -1, 1);
         lua_pop(L, 1);
     }
-    if (!is_it && lua_getmetatable(L, error)) {
-        lua_getiuservalue(L, runtime_index, RUNTIME_CANCELLED);
+    if (!is_it && lua_getmetatable(L, 1)) {
+        lua_getiuservalue(L, 2, RUNTIME_CANCELLED);
         is_it = lua_rawequal(L, -1, -2);
         lua_pop(L, 2);
     }
     return is_it;
 }
 
-void runtime_push_traceback(lua_State *L, lua_State *thread, int level, int error) {
-    int index = lua_gettop(L) + 1;
-    if (lua_rawgetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY) == LUA_TNIL)
-        return;
-    if (!is_noted(L, lua_touserdata(L, index), error, index)) {
-        lua_pushvalue(L, error);
-        lua_setiuservalue(L, index, RUNTIME_ERROR);
-        luaL_traceback(L, thread, NULL, level);
-        lua_setiuservalue(L, index, RUNTIME_TRACEBACK);
+int runtime_note_error(lua_State *L) {
+    lua_settop(L, 1);
+    if (lua_rawgetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY) != LUA_TNIL &&
+        !is_noted(L, lua_touserdata(L, 2))) {
+        lua_pushvalue(L, 1);
+        lua_setiuservalue(L, 2, RUNTIME_ERROR);
+        luaL_traceback(L, L, NULL, 1);
+        lua_setiuservalue(L, 2, RUNTIME_TRACEBACK);
     }
+    lua_settop(L, 1);
+    return 1;
+}
+
+void runtime_push_noted(lua_State *L, int error) {
+    int index = lua_gettop(L) + 1;
+    error = lua_absindex(L, error);
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &RUNTIME_KEY);
     lua_getiuservalue(L, index, RUNTIME_ERROR);
     if (lua_rawequal(L, -1, error))
         lua_getiuservalue(L, index, RUNTIME_TRACEBACK);
@@ -208,13 +227,6 @@ void runtime_push_traceback(lua_State *L, lua_State *thread, int level, int erro
         lua_pushnil(L);
     lua_replace(L, index);
     lua_settop(L, index);
-}
-
-int runtime_note_error(lua_State *L) {
-    lua_settop(L, 1);
-    runtime_push_traceback(L, L, 1, 1);
-    lua_settop(L, 1);
-    return 1;
 }
 
 int runtime_rethrow(lua_State *L) {

@@ -132,16 +132,16 @@ struct Loop {
     int64_t polled_ns;
     size_t resumptions; /* since the reactor was last asked */
     bool is_simulated, has_seed;
+    bool is_ending; /* no more tasks, please */
     uint64_t epoch; /* names the clock */
 };
 
 struct Runtime { /* a userdata in the registry; see RUNTIME_... for its user values */
     Loop real;
-    Loop *loop;         /* in force: &real, or that of a simulation */
-    Loop *running;      /* the loop that is running; NULL outside */
-    Task *current;      /* the running task */
-    lua_State *active;  /* the coroutine in which it may suspend; NULL: nowhere now */
-    lua_State *closing; /* the coroutine whose pending closes are running; NULL: none */
+    Loop *loop;        /* in force: &real, or that of a simulation */
+    Loop *running;     /* the loop that is running; NULL outside */
+    Task *current;     /* the running task */
+    lua_State *active; /* the coroutine in which it may suspend; NULL: nowhere now */
     lua_State *main;
     lua_Hook hook; /* the main thread's hook as we know it; see loop.c */
     uint32_t free_anchor, anchor_count;
@@ -195,10 +195,8 @@ void runtime_push_aggregate(lua_State *L);
 /* Raises the value on the top of the stack as it is, keeping the traceback known of it. */
 int runtime_rethrow(lua_State *L);
 
-/* Pushes the traceback of the error at index `error`: the one known of it if it is being raised
- * again, else that of `thread` from `level` on, which is noted; nil for a cancellation. For any
- * C function. */
-void runtime_push_traceback(lua_State *L, lua_State *thread, int level, int error);
+/* Pushes the traceback noted for the error at index `error`, or nil. For any C function. */
+void runtime_push_noted(lua_State *L, int error);
 
 /* A message handler for lua_pcall: leaves the value alone and notes the traceback. */
 int runtime_note_error(lua_State *L);

@@ -15,6 +15,14 @@
             return loop_call(L, runtime, function);                                                \
     } while (0)
 
+/* A thing for which tasks still wait is collected only after their coroutines were closed by hand
+ * (a stack that waits for it refers to it): let them run, and end by that. */
+static void release_waiters(Runtime *runtime, Link *waiters) {
+    Task *task;
+    while ((task = task_first(waiters)) != NULL)
+        task_wake(task_loop(runtime, task), task, WAKE_CLOSED, 0);
+}
+
 /* ---- semaphore ------------------------------------------------------------------------------ */
 
 typedef struct Semaphore {
@@ -40,7 +48,7 @@ static const WaitKind wait_acquire = {.name = "semaphore:acquire", .undo = undo_
 
 static int semaphore_acquired(lua_State *L, int status, lua_KContext context) {
     (void)status;
-    task_resumed(L, (Runtime *)context, 2);
+    task_resumed(L, task_regain(L, semaphore_acquired, context), 2);
     lua_pushboolean(L, true);
     return 1;
 }
@@ -70,7 +78,15 @@ static int semaphore_try_acquire(lua_State *L) {
 }
 
 static int semaphore_release(lua_State *L) {
-    semaphore_give(runtime_of(L), luaL_checkudata(L, 1, SEMAPHORE));
+    Semaphore *semaphore = luaL_checkudata(L, 1, SEMAPHORE);
+    if (semaphore->permits == LUA_MAXINTEGER)
+        return luaL_error(L, "semaphore:release: too many permits");
+    semaphore_give(runtime_of(L), semaphore);
+    return 0;
+}
+
+static int semaphore_gc(lua_State *L) {
+    release_waiters(runtime_of(L), &((Semaphore *)lua_touserdata(L, 1))->waiters);
     return 0;
 }
 
@@ -219,8 +235,8 @@ static int raise_closed(lua_State *L) {
 }
 
 static int channel_sent(lua_State *L, int status, lua_KContext context) {
-    Runtime *runtime = runtime_of(L);
-    (void)status, (void)context;
+    Runtime *runtime = task_regain(L, channel_sent, context);
+    (void)status;
     if (runtime->current->wake != WAKE_OK) { /* the message stays with us */
         lua_pushnil(L);
         lua_rawsetp(L, MESSAGES, runtime->current);
@@ -274,9 +290,14 @@ static int push_end(lua_State *L) {
 
 static int channel_received(lua_State *L, int status, lua_KContext context) {
     (void)status;
-    if (task_resumed(L, (Runtime *)context, 2) == WAKE_CLOSED)
+    if (task_resumed(L, task_regain(L, channel_received, context), 2) == WAKE_OK)
+        lua_pop(L, 1); /* the table */
+    else if (check_channel(L)->count == 0)
         return push_end(L);
-    lua_pop(L, 1); /* the table */
+    else { /* closed, and yet: the message of a receiver that was cancelled came back */
+        lua_getiuservalue(L, 1, 1);
+        pop_message(L, check_channel(L), MESSAGES);
+    }
     return 1;
 }
 
@@ -318,14 +339,10 @@ static int channel_iter(lua_State *L) {
 }
 
 static int channel_close(lua_State *L) {
-    Runtime *runtime = runtime_of(L);
     Channel *channel = check_channel(L);
-    Task *task;
     channel->is_closed = true;
-    while ((task = task_first(&channel->receivers)) != NULL)
-        task_wake(task_loop(runtime, task), task, WAKE_CLOSED, 0);
-    while ((task = task_first(&channel->senders)) != NULL)
-        task_wake(task_loop(runtime, task), task, WAKE_CLOSED, 0);
+    release_waiters(runtime_of(L), &channel->receivers);
+    release_waiters(runtime_of(L), &channel->senders);
     return 0;
 }
 
@@ -372,7 +389,7 @@ static const WaitKind wait_event = {.name = "event:wait"};
 
 static int event_waited(lua_State *L, int status, lua_KContext context) {
     (void)status;
-    task_resumed(L, (Runtime *)context, 2);
+    task_resumed(L, task_regain(L, event_waited, context), 2);
     lua_pushboolean(L, true);
     return 1;
 }
@@ -399,6 +416,11 @@ static int event_set(lua_State *L) {
     event->is_set = true;
     while ((task = task_first(&event->waiters)) != NULL)
         task_wake(task_loop(runtime, task), task, WAKE_OK, 0);
+    return 0;
+}
+
+static int event_gc(lua_State *L) {
+    release_waiters(runtime_of(L), &((Event *)lua_touserdata(L, 1))->waiters);
     return 0;
 }
 
@@ -441,12 +463,18 @@ static const luaL_Reg event_methods[] = {
     {"is_set", event_is_set}, {NULL, NULL},
 };
 
+static const luaL_Reg semaphore_metamethods[] = {{"__gc", semaphore_gc}, {NULL, NULL}};
+static const luaL_Reg channel_metamethods[] = {
+    {"__gc", channel_close}, {"__len", channel_length}, {NULL, NULL}};
+static const luaL_Reg event_metamethods[] = {{"__gc", event_gc}, {NULL, NULL}};
+
 void sync_register(lua_State *L, int module) {
     runtime_set_functions(L, module, functions);
     runtime_new_metatable(L, SEMAPHORE, semaphore_methods);
+    runtime_set_functions(L, -1, semaphore_metamethods);
     runtime_new_metatable(L, CHANNEL, channel_methods);
-    runtime_push_function(L, channel_length, 0);
-    lua_setfield(L, -2, "__len");
+    runtime_set_functions(L, -1, channel_metamethods);
     runtime_new_metatable(L, EVENT, event_methods);
+    runtime_set_functions(L, -1, event_metamethods);
     lua_pop(L, 3);
 }

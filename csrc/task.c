@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+static const char FAILED_KEY, SEVERAL_KEY; /* their addresses are the keys */
+
 /* ---- a task's life --------------------------------------------------------------------------- */
 
 static const WaitKind wait_children = {.name = "its children"};
@@ -18,6 +20,42 @@ static void make_ready(Loop *loop, Task *task) {
     task->state = TASK_READY;
     list_append(&loop->ready, &task->link);
     loop->ready_count++;
+}
+
+/* What a coroutine returns at its end: nothing, one value, or a key that says what the other
+ * value is. Packing is done in here, where a lack of memory is an error of the task. */
+static int body_ended(lua_State *L, int status, lua_KContext context) {
+    int count = lua_gettop(L) - 1;
+    (void)context;
+    if (status != LUA_OK && status != LUA_YIELD) {
+        lua_createtable(L, 2, 0);
+        lua_pushvalue(L, 2);
+        lua_rawseti(L, 3, 1);
+        runtime_push_noted(L, 2);
+        lua_rawseti(L, 3, 2);
+        lua_pushlightuserdata(L, (void *)&FAILED_KEY);
+        lua_replace(L, 2);
+        return 2;
+    }
+    if (count <= 1)
+        return count;
+    luaL_checkstack(L, 2, "too many results");
+    lua_createtable(L, count, 1);
+    lua_insert(L, 2);
+    lua_pushinteger(L, count);
+    lua_setfield(L, 2, "n");
+    for (; count > 0; count--)
+        lua_rawseti(L, 2, count);
+    lua_pushlightuserdata(L, (void *)&SEVERAL_KEY);
+    lua_insert(L, 2);
+    return 2;
+}
+
+/* The first function of every coroutine. The protected call is in here, and not left to
+ * lua_resume, because only so can pending closes suspend when an error passes them. */
+static int body(lua_State *L) { /* runtime_note_error, function, argument, ... */
+    int status = lua_pcallk(L, lua_gettop(L) - 2, LUA_MULTRET, 1, 0, body_ended);
+    return body_ended(L, status, 0);
 }
 
 static uint32_t anchor_take(lua_State *L, Runtime *runtime) { /* pops the task */
@@ -45,6 +83,8 @@ Task *task_spawn(lua_State *L, Runtime *runtime, Loop *loop, Scope *home, int na
     int base = lua_gettop(L) - nargs; /* of the function */
     if (runtime->is_closed)
         luaL_error(L, "cannot spawn a task: the runtime is closed");
+    if (loop->is_ending)
+        luaL_error(L, "cannot spawn a task: the simulation has ended");
     luaL_checkstack(L, 4, "too many arguments");
     task = lua_newuserdatauv(L, sizeof *task, 1);
     memset(task, 0, sizeof *task);
@@ -58,7 +98,7 @@ Task *task_spawn(lua_State *L, Runtime *runtime, Loop *loop, Scope *home, int na
     else
         lua_newthread(L);
     task->coroutine = lua_tothread(L, -1);
-    if (!lua_checkstack(task->coroutine, nargs + 1))
+    if (!lua_checkstack(task->coroutine, nargs + 3))
         luaL_error(L, "too many arguments");
     lua_setiuservalue(L, -2, 1);
     lua_pushvalue(L, -1);
@@ -69,6 +109,8 @@ Task *task_spawn(lua_State *L, Runtime *runtime, Loop *loop, Scope *home, int na
         lua_rawseti(L, UPVALUE_IDLE, runtime->idle_count--);
     }
     lua_insert(L, base);
+    lua_pushcfunction(task->coroutine, body);
+    lua_pushcfunction(task->coroutine, runtime_note_error);
     lua_xmove(L, task->coroutine, nargs + 1);
     if (loop->is_simulated)
         task->flags |= TASK_IS_SIMULATED;
@@ -108,8 +150,6 @@ Task *task_enter(lua_State *L, Runtime *runtime, const char *what) {
         return NULL;
     }
     if (L != runtime->active) {
-        if (L == runtime->closing)
-            return NULL; /* as if outside: a loop within the loop, see close_coroutine */
         if (runtime->active == NULL)
             luaL_error(L,
                        "%s cannot suspend across a C-call boundary: the generator was called from "
@@ -159,12 +199,12 @@ int task_suspend(lua_State *L, Runtime *runtime, Task *task, const WaitKind *kin
         task->state = TASK_SUSPENDED;
     }
     runtime->is_suspending = true;
-    return lua_yieldk(L, 0, (lua_KContext)runtime, k);
+    return lua_yieldk(L, 0, lua_gettop(L), k);
 }
 
 static int yield_ended(lua_State *L, int status, lua_KContext context) {
     (void)status;
-    task_resumed(L, (Runtime *)context, 0);
+    task_resumed(L, task_regain(L, yield_ended, context), 0);
     return 0;
 }
 
@@ -176,7 +216,16 @@ int task_yield(lua_State *L, Runtime *runtime, Task *task) {
                      : WAKE_OK;
     make_ready(runtime->loop, task);
     runtime->is_suspending = true;
-    return lua_yieldk(L, 0, (lua_KContext)runtime, yield_ended);
+    return lua_yieldk(L, 0, lua_gettop(L), yield_ended);
+}
+
+Runtime *task_regain(lua_State *L, lua_KFunction k, lua_KContext height) {
+    Runtime *runtime = runtime_of(L);
+    if (L != runtime->active) {
+        lua_settop(L, (int)height);
+        lua_yieldk(L, 0, height, k);
+    }
+    return runtime;
 }
 
 Wake task_resumed(lua_State *L, Runtime *runtime, int timeout_arg) {
@@ -270,7 +319,7 @@ static Task *settle(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
     }
     if (task->state == TASK_FAILED && (task->flags & TASK_IS_ROOT) == 0) {
         list_append(&home->failures, &task->sibling);
-        if (has_awaiters)
+        if (has_awaiters && home->kind != SCOPE_GROUP)
             task->flags |= TASK_IS_AWAITED;
         if (home->kind == SCOPE_GROUP && !home->is_cancelled) {
             runtime_push_error(L, "CancelledError", "another task of the scope failed", NULL);
@@ -314,22 +363,26 @@ static void end_body(lua_State *L, Runtime *runtime, Loop *loop, Task *task, Tas
         task = settle(L, runtime, loop, task);
 }
 
-/* Runs the pending closes of a coroutine; an error that is left replaces the value at the top of
- * the stack. Lua runs these closes where they cannot yield. So when one of them suspends, the
- * loop runs inside of it until that is over; see task_enter. */
-static void close_coroutine(lua_State *L, Runtime *runtime, lua_State *coroutine) {
-    lua_State *closing = runtime->closing;
-    int status;
-    runtime->closing = coroutine;
+/* Runs the pending closes of a coroutine that is dead or will never run again; they cannot suspend
+ * there. An error that is left replaces the value at the top of the stack. */
+static void close_coroutine(lua_State *L, lua_State *coroutine) {
 #if LUA_VERSION_RELEASE_NUM >= 50406
-    status = lua_closethread(coroutine, L);
+    int status = lua_closethread(coroutine, L);
 #else
-    status = lua_resetthread(coroutine);
+    int status = lua_resetthread(coroutine);
 #endif
-    runtime->closing = closing;
     if (status != LUA_OK) {
         lua_pop(L, 1);
         lua_xmove(coroutine, L, 1);
+    }
+}
+
+/* What Lua holds of the task's scopes is on the stack of its coroutine, which is about to go. */
+static void forget_handles(Task *task) {
+    for (Scope *scope = task->scope; scope != NULL; scope = scope->outer) {
+        if (scope->handle != NULL)
+            *scope->handle = NULL;
+        scope->handle = NULL;
     }
 }
 
@@ -358,44 +411,10 @@ static void collapse_scopes(lua_State *L, Loop *loop, Task *task) {
     }
 }
 
-static int pack_results(lua_State *L) { /* coroutine, as a light userdata */
-    lua_State *coroutine = lua_touserdata(L, 1);
-    int count = lua_gettop(coroutine);
-    luaL_checkstack(coroutine, 1, "too many results");
-    lua_createtable(L, count, 1);
-    for (int i = 1; i <= count; i++) {
-        lua_pushvalue(coroutine, i);
-        lua_xmove(coroutine, L, 1);
-        lua_rawseti(L, -2, i);
-    }
-    lua_pushinteger(L, count);
-    lua_setfield(L, -2, "n");
-    return 1;
-}
-
-static int pack_error(lua_State *L) { /* coroutine, as a light userdata; error */
-    lua_createtable(L, 2, 0);
-    lua_pushvalue(L, 2);
-    lua_rawseti(L, 3, 1);
-    runtime_push_traceback(L, lua_touserdata(L, 1), 0, 2);
-    lua_rawseti(L, 3, 2);
-    return 1;
-}
-
-/* Calls a function above with the coroutine and, if there is one, the value on the top of the
- * stack, which its result replaces. Short of memory, that error does; false then. */
-static bool pack(lua_State *L, lua_CFunction function, lua_State *coroutine, int values) {
-    lua_pushcfunction(L, function); /* has no upvalues: pushing it allocates nothing */
-    lua_insert(L, -1 - values);
-    lua_pushlightuserdata(L, coroutine);
-    lua_insert(L, -1 - values);
-    return lua_pcall(L, 1 + values, 1, 0) == LUA_OK;
-}
-
-/* The function has raised an error, or yielded when it must not. Pushes the outcome. */
-static int fail(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int status) {
+/* The function did not end by itself: memory was short at an awkward moment, or other code yielded,
+ * resumed or closed the coroutine by hand. Pushes the error. */
+static void fail(lua_State *L, Loop *loop, Task *task, int status) {
     lua_State *coroutine = task->coroutine;
-    bool is_packed;
     if (status == LUA_YIELD) {
         lua_pushliteral(L, "attempt to yield from outside a coroutine: "
                            "a task suspends through opero (opero.yield lets others run)");
@@ -403,43 +422,29 @@ static int fail(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int stat
         lua_pushvalue(coroutine, -1); /* the original stays: closing looks for it there */
         lua_xmove(coroutine, L, 1);
     }
+    forget_handles(task);
     collapse_scopes(L, loop, task);
-    lua_pushvalue(L, -1);
-    is_packed = pack(L, pack_error, coroutine, 1);
-    lua_insert(L, -2);
-    lua_pushvalue(L, -1);
-    runtime->current = task; /* what its closes spawn are its children */
-    close_coroutine(L, runtime, coroutine);
-    runtime->current = NULL; /* packed, error, what became of the error */
-    if (is_packed && lua_rawequal(L, -1, -2)) {
-        lua_pop(L, 2);
-        return OUTCOME_TABLE;
-    }
-    lua_replace(L, -3);
-    lua_pop(L, 1);
-    return OUTCOME_VALUE;
+    close_coroutine(L, coroutine);
 }
 
 /* The coroutine has returned, or died: `status` and `count` are those of lua_resume. */
 static void finish(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int status, int count) {
     lua_State *coroutine = task->coroutine;
     TaskState state = TASK_DONE;
-    int outcome = OUTCOME_NONE;
+    int outcome = OUTCOME_VALUE;
     if (status != LUA_OK) {
         state = TASK_FAILED;
-        outcome = fail(L, runtime, loop, task, status);
+        fail(L, loop, task, status);
     } else if (count == 0) {
+        outcome = OUTCOME_NONE;
         lua_pushnil(L);
-    } else if (count == 1) {
-        outcome = OUTCOME_VALUE;
-        lua_xmove(coroutine, L, 1);
     } else {
-        if (pack(L, pack_results, coroutine, 0)) {
+        if (count == 2) {
             outcome = OUTCOME_TABLE;
-        } else {
-            state = TASK_FAILED;
-            outcome = OUTCOME_VALUE;
+            if (lua_touserdata(coroutine, 1) == (const void *)&FAILED_KEY)
+                state = TASK_FAILED;
         }
+        lua_xmove(coroutine, L, 1);
         lua_settop(coroutine, 0);
     }
     if (state == TASK_FAILED && (task->flags & TASK_IS_CANCELLED) != 0) {
@@ -452,8 +457,6 @@ static void finish(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int s
     }
     end_body(L, runtime, loop, task, state, outcome, status == LUA_OK);
 }
-
-/* ---- running --------------------------------------------------------------------------------- */
 
 /* The first resumption: returns the number of values to resume with. */
 static int start(Task *task) {
@@ -493,8 +496,7 @@ bool task_run(lua_State *L, Runtime *runtime, Loop *loop, size_t count) {
         prefetch_after(loop, task);
         link_remove(&task->link);
         loop->ready_count--;
-        if ((task->flags & (TASK_STARTED | TASK_IS_CANCELLED | TASK_IS_ROOT)) ==
-            TASK_IS_CANCELLED) { /* before it began: it never will */
+        if ((task->flags & (TASK_STARTED | TASK_IS_CANCELLED)) == TASK_IS_CANCELLED) {
             end_unstarted(L, runtime, loop, task);
             continue;
         }
@@ -520,7 +522,8 @@ int task_deliver(lua_State *L, Runtime *runtime, int index) {
     int outcome = task->handed;
     if (outcome == OUTCOME_NONE && task->state == TASK_DONE)
         return 0;
-    if (task->state == TASK_FAILED && task->home != NULL)
+    /* a group reports its failures whoever else has heard of them */
+    if (task->state == TASK_FAILED && task->home != NULL && task->home->kind != SCOPE_GROUP)
         scope_forget_failure(L, runtime, task);
     lua_getiuservalue(L, index, 1);
     if (task->state == TASK_DONE) {
@@ -546,8 +549,28 @@ int task_deliver(lua_State *L, Runtime *runtime, int index) {
     return runtime_rethrow(L);
 }
 
-void task_kill(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
+/* A pending close of a killed task failed, and there is nobody left to tell. */
+static int warn_of_error(lua_State *L) {
+    const char *message = luaL_tolstring(L, 1, NULL);
+    lua_warning(L, "opero: error in a suspended task that was closed: ", 1);
+    lua_warning(L, message, 0);
+    return 0;
+}
+
+static void close_killed(lua_State *L, Task *task) {
     lua_State *coroutine = task->coroutine;
+    task->coroutine = NULL;
+    lua_pushnil(L);
+    close_coroutine(L, coroutine);
+    lua_pushcfunction(L, warn_of_error);
+    lua_insert(L, -2);
+    if (lua_isnil(L, -1))
+        lua_pop(L, 2);
+    else if (lua_pcall(L, 1, 0, 0) != LUA_OK)
+        lua_pop(L, 1);
+}
+
+void task_kill(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
     bool is_running = task->state == TASK_RUNNING; /* os.exit in a task: its frames stay */
     timers_cancel(&loop->timers, &task->timer);
     if (task->state == TASK_SUSPENDED && task->wait->leave != NULL)
@@ -555,40 +578,45 @@ void task_kill(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
     link_remove(&task->link);
     if (task->state == TASK_READY) {
         loop->ready_count--;
-        if (task->flags & TASK_STARTED && task->wake == WAKE_OK && task->wait->undo != NULL)
+        if (task->flags & TASK_STARTED && task->wake == WAKE_OK && task->wait->undo != NULL &&
+            lua_status(task->coroutine) == LUA_YIELD)
             task->wait->undo(L, loop, task);
     }
     task->state = TASK_CANCELLED;
-    while (task->awaiters != NULL)
-        task_remove_awaiter(task, CONTAINER_OF(task->awaiters, Task, link));
+    forget_handles(task);
+    if (task->coroutine != NULL && task->flags & TASK_STARTED && !is_running)
+        close_killed(L, task);
     task->coroutine = NULL;
-    if (coroutine != NULL && !is_running) {
-        lua_pushnil(L);
-        if (task->flags & TASK_STARTED)
-            close_coroutine(L, runtime, coroutine);
-        if (!lua_isnil(L, -1)) { /* a pending close failed and there is nobody left to tell */
-            lua_warning(L, "opero: error in a suspended task that was closed: ", 1);
-            lua_warning(L, luaL_tolstring(L, -1, NULL), 0);
-            lua_pop(L, 1);
+    collapse_scopes(L, loop, task);
+    if (task->scope != NULL) {
+        Link *link;
+        while ((link = list_pop(&task->scope->children)) != NULL) {
+            CONTAINER_OF(link, Task, sibling)->home = &loop->orphans;
+            list_append(&loop->orphans.children, link);
+            loop->orphans.live++;
         }
-        lua_pop(L, 1);
-    }
-    while (task->scope != NULL) {
-        Scope *scope = task->scope;
-        while (!list_is_empty(&scope->children)) {
-            Task *child = CONTAINER_OF(scope->children.next, Task, sibling);
-            link_remove(&child->sibling);
-            child->home = NULL;
-        }
-        while (!list_is_empty(&scope->failures))
-            scope_forget_failure(L, runtime, CONTAINER_OF(scope->failures.next, Task, sibling));
+        while (!list_is_empty(&task->scope->failures))
+            scope_forget_failure(L, runtime,
+                                 CONTAINER_OF(task->scope->failures.next, Task, sibling));
         scope_drop(L, loop, task);
     }
     lua_pushnil(L);
     lua_rawsetp(L, UPVALUE_ANCHORS, task);
+    lua_rawgeti(L, UPVALUE_ANCHORS, task->anchor);
+    if (runtime->is_closed)
+        lua_pushnil(L);
+    else
+        runtime_push_error(L, "CancelledError", "the task was killed: its loop has ended", NULL);
+    lua_setiuservalue(L, -2, 1);
+    lua_pop(L, 1);
+    task->handed = OUTCOME_VALUE;
+    while (task->awaiters != NULL) {
+        Task *awaiter = CONTAINER_OF(task->awaiters, Task, link);
+        task_remove_awaiter(task, awaiter);
+        task_wake(task_loop(runtime, awaiter), awaiter, WAKE_OK, 0);
+    }
     link_remove(&task->sibling);
-    if (task->home != NULL)
-        task->home->live--;
+    task->home->live--;
     task->home = NULL;
     loop->live--;
     task_release(L, runtime, task);
@@ -621,8 +649,8 @@ void task_push_name(lua_State *L, Task *task, int index) {
     lua_settop(L, base);
     if (task->coroutine != NULL) {
         lua_State *coroutine = task->coroutine;
-        if ((task->flags & TASK_STARTED) == 0 && lua_isfunction(coroutine, 1)) {
-            lua_pushvalue(coroutine, 1);
+        if ((task->flags & TASK_STARTED) == 0 && lua_isfunction(coroutine, 3)) {
+            lua_pushvalue(coroutine, 3);
             lua_getinfo(coroutine, ">S", &ar);
             lua_pushfstring(L, "%s:%d", ar.short_src, ar.linedefined);
             return;

@@ -28,13 +28,18 @@ static inline Loop *task_loop(Runtime *runtime, const Task *task) {
 Task *task_enter(lua_State *L, Runtime *runtime, const char *what);
 
 /* Suspends the running task: `return task_suspend(...)`. It stands in `list` (unless NULL) until
- * task_wake, the deadline (unless CLOCK_NEVER) or its cancellation; `k` goes on then and must
- * call task_resumed first. */
+ * task_wake, the deadline (unless CLOCK_NEVER) or its cancellation; `k` goes on then; see
+ * task_regain and task_resumed. */
 int task_suspend(lua_State *L, Runtime *runtime, Task *task, const WaitKind *kind, Link *list,
                  void *object, int64_t deadline_ns, lua_KFunction k);
 
 /* Puts the running task at the end of the run queue and suspends it. */
 int task_yield(lua_State *L, Runtime *runtime, Task *task);
+
+/* What every continuation given to task_suspend calls first, with itself and its context: returns
+ * the runtime. When other code has resumed the coroutine by hand, it does not return but suspends
+ * it again, with nothing changed. */
+Runtime *task_regain(lua_State *L, lua_KFunction k, lua_KContext context);
 
 /* Why the task goes on; raises its cancellation if that is why. For WAKE_TIMEOUT it raises
  * TimeoutError, naming the wait and the seconds in argument `timeout_arg`, unless that is 0. */

@@ -73,7 +73,7 @@ $(BUILD)/obj/%.o: csrc/%.c $(BUILD)/flags
 
 $(module): $(objects)
 	@mkdir -p $(@D)
-	$(CC) -shared $(sanitizers) $(CFLAGS) $(LDFLAGS) $(module_flags) $^ -o $@
+	$(CC) -shared $(sanitizers) $(CFLAGS) $(LDFLAGS) $(module_flags) $^ -lm -o $@
 
 # One object with the internal names made local: a host may have a timers_add of its own.
 $(library): $(objects)
@@ -84,7 +84,7 @@ $(library): $(objects)
 
 $(BUILD)/c_tests/%: spec/c/%.c $(pure_objects) $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(compile) -MMD -MP $< $(pure_objects) $(LDFLAGS) -o $@
+	$(compile) -MMD -MP $< $(pure_objects) $(LDFLAGS) -lm -o $@
 
 c_tests: $(c_tests)
 

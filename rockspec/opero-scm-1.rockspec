@@ -38,6 +38,7 @@ build = {
         "csrc/timers.c",
       },
       defines = { "_GNU_SOURCE=" },
+      libraries = { "m" },
       incdirs = { "csrc" },
     },
     ["opero"] = "lua/opero/init.lua",

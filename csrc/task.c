@@ -652,7 +652,10 @@ void task_push_name(lua_State *L, Task *task, int index) {
         if ((task->flags & TASK_STARTED) == 0 && lua_isfunction(coroutine, 3)) {
             lua_pushvalue(coroutine, 3);
             lua_getinfo(coroutine, ">S", &ar);
-            lua_pushfstring(L, "%s:%d", ar.short_src, ar.linedefined);
+            if (ar.linedefined < 0)
+                lua_pushliteral(L, "C function");
+            else
+                lua_pushfstring(L, "%s:%d", ar.short_src, ar.linedefined);
             return;
         }
         for (int level = 0; lua_getstack(coroutine, level, &ar); level++) {

@@ -247,6 +247,17 @@ local function rows_for(quick)
         {
           what = "a sleeping task: resident memory",
           args = ("memory %d"):format(sleepers),
+        },
+      },
+    },
+    {
+      key = "asked",
+      kind = "bytes",
+      peers = {},
+      variants = {
+        {
+          what = "a sleeping task: memory asked for",
+          args = ("asked %d"):format(sleepers),
           goal = { text = "1.3 KiB", max = 1.3 * 1024 },
         },
       },

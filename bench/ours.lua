@@ -30,6 +30,32 @@ function rows.empty(n)
   measure.report { rate = n / (now() - start) }
 end
 
+-- As in a server: `alive` tasks wait while short-lived ones come and go, a hundred at a time.
+function rows.beside(alive, total)
+  local function work()
+    yield()
+  end
+  opero.run(function()
+    local never = opero.event()
+    for _ = 1, alive do
+      spawn(function()
+        never:wait()
+      end)
+    end
+    yield()
+    local start = now()
+    for _ = 1, total // 100 do
+      for _ = 1, 100 do
+        spawn(work)
+      end
+      yield()
+      yield()
+    end
+    measure.report { rate = total / (now() - start) }
+    os.exit(true)
+  end)
+end
+
 function rows.switch(tasks, total)
   local rounds = total // tasks
   local start

@@ -193,6 +193,17 @@ local function rows_for(quick)
       },
     },
     {
+      key = "beside",
+      kind = "rate",
+      peers = { "cqueues", "luv", "asyncio" },
+      variants = {
+        {
+          what = ("spawn and finish, beside %d k"):format(alive // 1000),
+          args = ("beside %d %d"):format(alive, n(1000000, 20000)),
+        },
+      },
+    },
+    {
       key = "switch",
       kind = "rate",
       peers = ALL,

@@ -48,6 +48,25 @@ async def empty(n):
     report(rate=n / (time.monotonic() - start))
 
 
+async def beside(alive, total):
+    never = asyncio.Event()
+    waiting = [asyncio.create_task(never.wait()) for _ in range(alive)]
+    await asyncio.sleep(0)
+
+    async def work():
+        await asyncio.sleep(0)
+
+    start = time.monotonic()
+    for _ in range(total // 100):
+        short = [asyncio.create_task(work()) for _ in range(100)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        del short
+    report(rate=total / (time.monotonic() - start))
+    never.set()
+    await asyncio.gather(*waiting)
+
+
 async def switch(tasks, total):
     rounds = total // tasks
 
@@ -90,7 +109,14 @@ async def memory(n):
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-ROWS = {"spawn": spawn, "empty": empty, "switch": switch, "timers": timers, "memory": memory}
+ROWS = {
+    "spawn": spawn,
+    "empty": empty,
+    "beside": beside,
+    "switch": switch,
+    "timers": timers,
+    "memory": memory,
+}
 
 if sys.argv[1] in ROWS:
     asyncio.run(ROWS[sys.argv[1]](*[int(word) for word in sys.argv[2:]]))

@@ -33,6 +33,33 @@ function rows.empty(n)
   measure.report { rate = n / (now() - start) }
 end
 
+function rows.beside(alive, total)
+  local cq = cqueues.new()
+  local never = require("cqueues.condition").new()
+  local function work()
+    poll(0)
+  end
+  cq:wrap(function()
+    for _ = 1, alive do
+      cq:wrap(function()
+        never:wait()
+      end)
+    end
+    poll(0)
+    local start = now()
+    for _ = 1, total // 100 do
+      for _ = 1, 100 do
+        cq:wrap(work)
+      end
+      poll(0)
+      poll(0)
+    end
+    measure.report { rate = total / (now() - start) }
+    os.exit(true)
+  end)
+  assert(cq:loop())
+end
+
 function rows.switch(tasks, total)
   local cq = cqueues.new()
   local rounds = total // tasks

@@ -70,6 +70,31 @@ function rows.spawn(n)
   measure.report { rate = n / (now() - start) }
 end
 
+function rows.beside(alive, total)
+  local waiting = {} -- nobody resumes them
+  for i = 1, alive do
+    waiting[i] = create(yield)
+    step(waiting[i])
+  end
+  local function work()
+    pause()
+  end
+  spawn(function()
+    local start = now()
+    for _ = 1, total // 100 do
+      for _ = 1, 100 do
+        spawn(work)
+      end
+      pause()
+      pause()
+    end
+    measure.report { rate = total / (now() - start), waiting = #waiting }
+    os.exit(true)
+  end)
+  idle:start(drain)
+  uv.run()
+end
+
 function rows.switch(tasks, total)
   local rounds = total // tasks
   for _ = 1, tasks do

@@ -8,14 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void check_callable(lua_State *L, int arg) {
-    if (lua_isfunction(L, arg))
-        return;
-    if (luaL_getmetafield(L, arg, "__call") == LUA_TNIL)
-        luaL_typeerror(L, arg, "function");
-    lua_pop(L, 1);
-}
-
 /* ---- running and spawning ------------------------------------------------------------------- */
 
 static int await_ended(lua_State *L, int status, lua_KContext context);
@@ -602,8 +594,8 @@ static int generator_resume(lua_State *L) {
     if (!lua_checkstack(coroutine, count))
         return luaL_error(L, "too many arguments to a generator");
     lua_xmove(L, coroutine, count);
-    if (runtime->current != NULL) /* it may suspend where its caller may */
-        runtime->active = L == active && lua_isyieldable(L) ? coroutine : NULL;
+    if (L == active) /* it may suspend where its caller may */
+        runtime->active = lua_isyieldable(L) ? coroutine : NULL;
     status = lua_resume(coroutine, L, count, &count);
     runtime->active = active;
     if (status == LUA_YIELD && runtime->is_suspending && runtime->current != NULL) {

@@ -384,7 +384,7 @@ int loop_simulate(lua_State *L) {
     lua_Integer seed = 0;
     bool has_seed;
     int status;
-    luaL_checkany(L, 1);
+    check_callable(L, 1);
     has_seed = check_options(L, &seed);
     if (runtime->current != NULL)
         return luaL_error(L,

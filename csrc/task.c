@@ -219,10 +219,24 @@ int task_yield(lua_State *L, Runtime *runtime, Task *task) {
     return lua_yieldk(L, 0, lua_gettop(L), yield_ended);
 }
 
+/* How many values the task whose coroutine is L has been handed but has not come to run with. */
+static int count_handed(lua_State *L, const Runtime *runtime) {
+    int handed = 0;
+    for (uint32_t i = 1; i <= runtime->anchor_count; i++) {
+        const Task *task;
+        lua_rawgeti(L, UPVALUE_ANCHORS, i);
+        task = lua_touserdata(L, -1);
+        lua_pop(L, 1);
+        if (task != NULL && task->coroutine == L)
+            handed = task->handed;
+    }
+    return handed;
+}
+
 Runtime *task_regain(lua_State *L, lua_KFunction k, lua_KContext height) {
     Runtime *runtime = runtime_of(L);
-    if (L != runtime->active) {
-        lua_settop(L, (int)height);
+    if (L != runtime->active) { /* away with the arguments of whoever resumed it */
+        lua_settop(L, (int)height + count_handed(L, runtime));
         lua_yieldk(L, 0, height, k);
     }
     return runtime;

@@ -3,6 +3,7 @@
 #include "calls.h"
 #include "guard.h"
 #include "loop.h"
+#include "process.h"
 #include "sync.h"
 
 int luaopen_opero_core(lua_State *L) {
@@ -11,6 +12,7 @@ int luaopen_opero_core(lua_State *L) {
     calls_register(L, lua_gettop(L));
     sync_register(L, lua_gettop(L));
     guard_register(L, lua_gettop(L));
+    process_register(L, lua_gettop(L));
     return 1;
 }
 

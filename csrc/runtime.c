@@ -55,6 +55,43 @@ void loop_destroy(Loop *loop) {
 
 /* ---- the runtime ----------------------------------------------------------------------------- */
 
+static void forget(lua_State *L, Task *task) { /* the task is at the top; pops it */
+    link_remove(&task->link);
+    link_remove(&task->sibling);
+    task->awaiters = NULL;
+    task->state = TASK_CANCELLED;
+    task->coroutine = NULL;
+    task->scope = NULL; /* a few bytes of the parent's that nobody frees */
+    task->home = NULL;
+    lua_getiuservalue(L, -1, 1);
+    lua_rawseti(L, -3, (lua_Integer)lua_rawlen(L, -3) + 1);
+    runtime_push_error(L, "CancelledError", "the task belongs to the parent process", NULL);
+    lua_setiuservalue(L, -2, 1);
+    task->handed = OUTCOME_VALUE;
+    lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
+}
+
+void runtime_forget_tasks(lua_State *L, Runtime *runtime) {
+    lua_newtable(L);
+    for (uint32_t i = 1; i <= runtime->anchor_count; i++) {
+        if (lua_rawgeti(L, UPVALUE_ANCHORS, i) == LUA_TUSERDATA)
+            forget(L, lua_touserdata(L, -1));
+        else
+            lua_pop(L, 1);
+        lua_pushnil(L);
+        lua_rawseti(L, UPVALUE_ANCHORS, i);
+    }
+    lua_setiuservalue(L, UPVALUE_RUNTIME, RUNTIME_FORGOTTEN);
+    runtime->anchor_count = runtime->free_anchor = 0;
+    loop_destroy(&runtime->real);
+    loop_init(&runtime->real, runtime, false);
+    runtime->loop = &runtime->real;
+    runtime->running = NULL;
+    runtime->current = NULL;
+    runtime->active = NULL;
+    runtime_seed(runtime, (uint64_t)clock_wall_ns() ^ (uint64_t)getpid() << 32);
+}
+
 /* The state closes: tasks that are still suspended run their pending closes. */
 static int runtime_gc(lua_State *L) {
     Runtime *runtime = runtime_of(L);
@@ -237,17 +274,23 @@ int runtime_rethrow(lua_State *L) {
     return lua_error(L);
 }
 
+#define LISTED 10 /* errors told in the message of an AggregateError; its list has all */
+
 static int list_errors(lua_State *L) { /* list of errors */
     luaL_Buffer buffer;
     lua_Integer count = luaL_len(L, 1);
     luaL_buffinit(L, &buffer);
     lua_pushfstring(L, "%I tasks failed:", count);
     luaL_addvalue(&buffer);
-    for (lua_Integer i = 1; i <= count; i++) {
+    for (lua_Integer i = 1; i <= count && i <= LISTED; i++) {
         luaL_addstring(&buffer, "\n  ");
         lua_rawgeti(L, 1, i);
         luaL_tolstring(L, -1, NULL);
         lua_remove(L, -2);
+        luaL_addvalue(&buffer);
+    }
+    if (count > LISTED) {
+        lua_pushfstring(L, "\n  and %I more", count - LISTED);
         luaL_addvalue(&buffer);
     }
     luaL_pushresult(&buffer);
@@ -268,6 +311,14 @@ void runtime_push_aggregate(lua_State *L) {
 }
 
 /* ---- arguments ------------------------------------------------------------------------------- */
+
+void check_callable(lua_State *L, int arg) {
+    if (lua_isfunction(L, arg))
+        return;
+    if (luaL_getmetafield(L, arg, "__call") == LUA_TNIL)
+        luaL_typeerror(L, arg, "function");
+    lua_pop(L, 1);
+}
 
 int64_t check_duration(lua_State *L, int arg) {
     lua_Number seconds;

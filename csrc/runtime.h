@@ -153,16 +153,18 @@ struct Runtime { /* a userdata in the registry; see RUNTIME_... for its user val
     bool is_closed;
 };
 
-enum {                      /* user values of the runtime */
-       RUNTIME_ANCHORS = 1, /* integer: live task; light userdata (Task, Scope): its cancel error */
-       RUNTIME_IDLE,        /* list of finished coroutines */
-       RUNTIME_ERROR_FACTORY,
-       RUNTIME_NAMES,     /* task (weak): name */
-       RUNTIME_ERROR,     /* the last error raised out of a task or an attempt ... */
-       RUNTIME_TRACEBACK, /* ... and its traceback */
-       RUNTIME_CANCELLED, /* the metatable of CancelledError objects */
-       RUNTIME_COLLECTOR, /* a function of task.c */
-       RUNTIME_USER_VALUES = RUNTIME_COLLECTOR,
+/* User values of the runtime. */
+enum {
+    RUNTIME_ANCHORS = 1, /* integer: live task; light userdata (Task, Scope): its cancel error */
+    RUNTIME_IDLE,        /* list of finished coroutines */
+    RUNTIME_ERROR_FACTORY,
+    RUNTIME_NAMES,     /* task (weak): name */
+    RUNTIME_ERROR,     /* the last error raised out of a task or an attempt ... */
+    RUNTIME_TRACEBACK, /* ... and its traceback */
+    RUNTIME_CANCELLED, /* the metatable of CancelledError objects */
+    RUNTIME_COLLECTOR, /* a function of scope.c */
+    RUNTIME_FORGOTTEN, /* in a forked process: the parent's tasks and their coroutines */
+    RUNTIME_USER_VALUES = RUNTIME_FORGOTTEN,
 };
 
 #define RUNTIME_IDLE_MAX 256 /* finished coroutines kept for reuse: about 1 KiB each */
@@ -205,8 +207,16 @@ int runtime_note_error(lua_State *L);
 double runtime_random(Runtime *runtime);
 void runtime_seed(Runtime *runtime, uint64_t seed);
 
+/* In a child process: makes the runtime one without tasks, timers and watched descriptors. The
+ * parent's tasks count as cancelled; their coroutines are kept, so that nothing in them is closed
+ * or finalized in the child too. */
+void runtime_forget_tasks(lua_State *L, Runtime *runtime);
+
 void loop_init(Loop *loop, Runtime *runtime, bool is_simulated);
 void loop_destroy(Loop *loop);
+
+/* Refuses an argument that is no function and has no __call. */
+void check_callable(lua_State *L, int arg);
 
 /* Seconds given as argument `arg`, in nanoseconds; refuses what is no number and NaN. Negative
  * values count as 0; infinity is CLOCK_NEVER. */

@@ -30,6 +30,7 @@ build = {
         "csrc/guard.c",
         "csrc/loop.c",
         "csrc/module.c",
+        "csrc/process.c",
         "csrc/reactor.c",
         "csrc/runtime.c",
         "csrc/scope.c",

@@ -164,9 +164,24 @@ static void backend_destroy(Reactor *reactor) {
         close(reactor->epoll_fd);
 }
 
+static int slot_arm(Reactor *reactor, ReactorSlot *slot, int fd, uint8_t more);
+
 int reactor_pollfd(Reactor *reactor) {
-    if (reactor->epoll_fd < 0)
+    bool is_forked = reactor->epoll_fd >= 0 && reactor->owner != getpid();
+    if (is_forked) /* it is the parent's as well: what we did to it would be done to the parent */
+        close(reactor->epoll_fd);
+    if (reactor->epoll_fd < 0 || is_forked) {
         reactor->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+        reactor->owner = getpid();
+    }
+    for (int fd = 0; is_forked && fd < reactor->slot_count; fd++) {
+        ReactorSlot *slot = reactor->slots[fd];
+        if (slot == NULL)
+            continue;
+        slot->is_registered = false;
+        if (!list_is_empty(&slot->watches) && slot_arm(reactor, slot, fd, 0) != 0)
+            slot_dispatch(reactor, slot, &reactor->stale, 0, EBADF);
+    }
     return reactor->epoll_fd;
 }
 
@@ -178,10 +193,10 @@ static int slot_arm(Reactor *reactor, ReactorSlot *slot, int fd, uint8_t more) {
     struct epoll_event event = {
         .events = (wanted & REACTOR_READ ? (uint32_t)(EPOLLIN | EPOLLRDHUP) : 0) |
                   (wanted & REACTOR_WRITE ? (uint32_t)EPOLLOUT : 0) | (uint32_t)EPOLLONESHOT,
-        .data.u64 = (uint64_t)slot->generation << 32 | (uint32_t)fd,
     };
-    if (reactor_pollfd(reactor) < 0)
+    if (reactor_pollfd(reactor) < 0) /* which may register the slot anew */
         return errno;
+    event.data.u64 = (uint64_t)slot->generation << 32 | (uint32_t)fd;
     if (slot->is_registered) {
         if (epoll_ctl(reactor->epoll_fd, EPOLL_CTL_MOD, fd, &event) == 0)
             return 0;
@@ -234,6 +249,8 @@ static int wait_ns(Reactor *reactor, Link *ready, const struct timespec *timeout
     int found;
     if (reactor->epoll_fd < 0)
         found = ppoll(NULL, 0, timeout, NULL);
+    else if (reactor_pollfd(reactor) < 0)
+        return errno;
     else
         found = epoll_wait_ns(reactor, events, timeout);
     if (found < 0)

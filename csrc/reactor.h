@@ -53,6 +53,7 @@ typedef struct Reactor {
     size_t polled_capacity;
 #else
     int epoll_fd; /* -1 until needed */
+    pid_t owner;  /* the process that made it */
     bool lacks_pwait2;
 #endif
 } Reactor;

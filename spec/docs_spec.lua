@@ -149,8 +149,9 @@ describe("the C program of the manual #once", function()
     local source <close> = assert(io.open(folder .. "/host.c", "wb"))
     source:write(blocks[1].source)
     source:close()
-    -- The command that made the build knows where the headers are; warnings are errors.
-    local pipe = assert(io.popen(("{ %s -Werror %s/host.c %s/libopero.a "
+    -- The command that made the build knows where the headers are; warnings are errors. A sanitizer
+    -- that is preloaded for the specs would look for the compiler's own leaks.
+    local pipe = assert(io.popen(("{ unset LD_PRELOAD; %s -Werror %s/host.c %s/libopero.a "
       .. "$(pkg-config --libs lua5.4 || echo -llua5.4) -lm -o %s/host && %s/host; } 2>&1")
       :format(read(build .. "/flags"):gsub("\n", ""), folder, build, folder, folder)))
     local output = pipe:read("a")
@@ -334,7 +335,7 @@ describe("the house", function()
     local pure = level.reactor
     for _, path in ipairs(list "ls csrc/*.[ch]") do
       local name = path:match("([^/]+)%.[ch]$")
-      local mine = assert(level[name], path .. " is not in the table")
+      local mine = assert(level[name], path .. " is not in the table of docs/layout.md")
       for included in read(path):gmatch('#include "([%w_]+)%.h"') do
         local theirs = assert(level[included], included)
         assert.is_true(theirs <= mine, ("%s includes %s.h"):format(path, included))
@@ -372,7 +373,7 @@ describe("the house", function()
       end
     end
     for _, path in ipairs(list "ls lua/opero/*.lua") do
-      assert.is_true(documented[path:match("[^/]+$")], path)
+      assert.is_true(documented[path:match("[^/]+$")], path .. " is not in the table of docs/layout.md")
     end
   end)
 end)

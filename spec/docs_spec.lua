@@ -373,7 +373,8 @@ describe("the house", function()
       end
     end
     for _, path in ipairs(list "ls lua/opero/*.lua") do
-      assert.is_true(documented[path:match("[^/]+$")], path .. " is not in the table of docs/layout.md")
+      assert.is_true(documented[path:match("[^/]+$")],
+        path .. " is not in the table of docs/layout.md")
     end
   end)
 end)

@@ -582,14 +582,32 @@ static int call_await(lua_State *L) {
 
 /* ---- generators that may suspend ------------------------------------------------------------------------ */
 
-#define UPVALUE_IS_WAITING lua_upvalueindex(5) /* it suspended its task, and is not to be resumed */
+#define GENERATOR_METATABLE "opero.Generator"
+
+typedef struct Generator { /* a userdata; its user value is the coroutine */
+    lua_State *coroutine;
+    bool is_waiting; /* it suspended its task, and is not to be resumed by others */
+} Generator;
 
 static int generator_waited(lua_State *L, int status, lua_KContext context);
 
+/* Replaces the error at the top of the stack by what closing the coroutine makes of it. */
+static void generator_fail(lua_State *L, lua_State *coroutine) {
+    int status = lua_status(coroutine);
+    if (status == LUA_OK || status == LUA_YIELD)
+        return; /* it was not its own: the generator was running already, or had ended */
+    lua_pushvalue(L, -1);
+    lua_xmove(L, coroutine, 1);
+    if (runtime_close_thread(L, coroutine) != LUA_OK) {
+        lua_pop(L, 1);
+        lua_xmove(coroutine, L, 1);
+    }
+}
+
 /* Resumes the generator with the values on the stack. */
-static int generator_resume(lua_State *L) {
+static int generator_resume(lua_State *L, Generator *generator) {
     Runtime *runtime = runtime_of(L);
-    lua_State *coroutine = lua_tothread(L, UPVALUE_OWN), *active = runtime->active;
+    lua_State *coroutine = generator->coroutine, *active = runtime->active;
     int count = lua_gettop(L), status;
     if (!lua_checkstack(coroutine, count))
         return luaL_error(L, "too many arguments to a generator");
@@ -599,9 +617,10 @@ static int generator_resume(lua_State *L) {
     status = lua_resume(coroutine, L, count, &count);
     runtime->active = active;
     if (status == LUA_YIELD && runtime->is_suspending && runtime->current != NULL) {
-        lua_pushboolean(L, true);
-        lua_replace(L, UPVALUE_IS_WAITING);
-        return lua_yieldk(L, 0, 0, generator_waited); /* nothing is left on the stack */
+        lua_pushvalue(L, UPVALUE_OWN);
+        lua_toclose(L, 1); /* if this task is closed, so is the generator */
+        generator->is_waiting = true;
+        return lua_yieldk(L, 0, 1, generator_waited);
     }
     if (status == LUA_OK || status == LUA_YIELD) {
         luaL_checkstack(L, count, "too many results");
@@ -609,46 +628,50 @@ static int generator_resume(lua_State *L) {
         return count;
     }
     lua_xmove(coroutine, L, 1);
-    status = lua_status(coroutine);
-    if (status != LUA_OK && status != LUA_YIELD) {
-#if LUA_VERSION_RELEASE_NUM >= 50406
-        status = lua_closethread(coroutine, L);
-#else
-        lua_pushvalue(L, -1);
-        lua_xmove(L, coroutine, 1);
-        status = lua_resetthread(coroutine);
-#endif
-        if (status != LUA_OK) {
-            lua_pop(L, 1);
-            lua_xmove(coroutine, L, 1);
-        }
-    }
+    generator_fail(L, coroutine);
     return lua_error(L);
 }
 
 static int generator_waited(lua_State *L, int status, lua_KContext context) {
+    Generator *generator = lua_touserdata(L, UPVALUE_OWN);
     task_regain(L, generator_waited, context);
     (void)status;
-    lua_pushboolean(L, false);
-    lua_replace(L, UPVALUE_IS_WAITING);
-    return generator_resume(L);
+    generator->is_waiting = false;
+    lua_closeslot(L, 1); /* closes nothing: it no longer waits */
+    lua_remove(L, 1);
+    return generator_resume(L, generator);
 }
 
 static int generator_call(lua_State *L) {
-    if (lua_toboolean(L, UPVALUE_IS_WAITING))
+    Generator *generator = lua_touserdata(L, UPVALUE_OWN);
+    if (generator->is_waiting)
         return luaL_error(L, "the generator is suspended on behalf of another task");
-    return generator_resume(L);
+    return generator_resume(L, generator);
+}
+
+static int generator_close(lua_State *L) {
+    Generator *generator = lua_touserdata(L, 1);
+    if (!generator->is_waiting)
+        return 0;
+    generator->is_waiting = false;
+    if (runtime_close_thread(L, generator->coroutine) == LUA_OK)
+        return 0;
+    lua_xmove(generator->coroutine, L, 1);
+    return lua_error(L);
 }
 
 static int call_wrap(lua_State *L) {
-    lua_State *coroutine;
+    Generator *generator;
     luaL_checktype(L, 1, LUA_TFUNCTION);
     lua_settop(L, 1);
-    coroutine = lua_newthread(L);
+    generator = lua_newuserdatauv(L, sizeof *generator, 1);
+    generator->is_waiting = false;
+    generator->coroutine = lua_newthread(L);
     lua_pushvalue(L, 1);
-    lua_xmove(L, coroutine, 1);
-    lua_pushboolean(L, false);
-    runtime_push_function(L, generator_call, 2);
+    lua_xmove(L, generator->coroutine, 1);
+    lua_setiuservalue(L, 2, 1);
+    luaL_setmetatable(L, GENERATOR_METATABLE);
+    runtime_push_function(L, generator_call, 1);
     return 1;
 }
 
@@ -672,8 +695,11 @@ static int call_set_error_factory(lua_State *L) {
     lua_pushvalue(L, 1);
     lua_setiuservalue(L, UPVALUE_RUNTIME, RUNTIME_ERROR_FACTORY);
     runtime_push_error(L, "CancelledError", "cancelled", NULL);
+    if (lua_type(L, -1) == LUA_TSTRING)
+        return lua_error(L);
     luaL_argcheck(L, lua_getmetatable(L, -1), 1, "makes errors without a metatable");
     lua_setiuservalue(L, UPVALUE_RUNTIME, RUNTIME_CANCELLED);
+    lua_setiuservalue(L, UPVALUE_RUNTIME, RUNTIME_SPARE);
     return 0;
 }
 
@@ -731,5 +757,8 @@ void calls_register(lua_State *L, int module) {
     runtime_new_metatable(L, CALLBACK_METATABLE, NULL);
     lua_pushcfunction(L, callback_gc);
     lua_setfield(L, -2, "__gc");
-    lua_pop(L, 3);
+    runtime_new_metatable(L, GENERATOR_METATABLE, NULL);
+    lua_pushcfunction(L, generator_close);
+    lua_setfield(L, -2, "__close");
+    lua_pop(L, 4);
 }

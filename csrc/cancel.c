@@ -28,6 +28,32 @@ static bool is_shielded(const Task *task) {
     return false;
 }
 
+static int set_note(lua_State *L) { /* anchors; task or scope, as a light userdata; error */
+    lua_pushvalue(L, 3);
+    lua_rawsetp(L, 1, lua_touserdata(L, 2));
+    return 0;
+}
+
+/* Notes the error on the top of the stack (left there) for a task or scope. Short of memory it does
+ * not: the spare error stands in then. Cancelling must not fail halfway. */
+static void note(lua_State *L, const void *key) {
+    if (!lua_checkstack(L, 4))
+        return;
+    lua_pushcfunction(L, set_note);
+    lua_pushvalue(L, UPVALUE_ANCHORS);
+    lua_pushlightuserdata(L, (void *)key);
+    lua_pushvalue(L, -4);
+    if (lua_pcall(L, 3, 0, 0) != LUA_OK)
+        lua_pop(L, 1);
+}
+
+static void push_note(lua_State *L, const void *key) {
+    if (lua_rawgetp(L, UPVALUE_ANCHORS, key) == LUA_TNIL) {
+        lua_pop(L, 1);
+        lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_SPARE);
+    }
+}
+
 #define FAR 16
 
 static const Task *parent_of(const Task *task) {
@@ -44,7 +70,7 @@ static bool push_nearest(lua_State *L, const Task *task) {
     lua_pop(L, 1);
     if (scope == NULL)
         return false;
-    lua_rawgetp(L, UPVALUE_ANCHORS, scope);
+    push_note(L, scope);
     return true;
 }
 
@@ -57,16 +83,14 @@ void cancel_push_origin(lua_State *L, const Task *task) {
     while (!push_nearest(L, origin)) {
         origin = parent_of(origin);
         if (origin == NULL) {
-            lua_pushnil(L);
+            lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_SPARE);
             return;
         }
         steps++;
     }
     for (; steps > FAR; steps--) {
-        if (steps % FAR == 0) {
-            lua_pushvalue(L, -1);
-            lua_rawsetp(L, UPVALUE_ANCHORS, task);
-        }
+        if (steps % FAR == 0)
+            note(L, task);
         task = parent_of(task);
     }
 }
@@ -79,7 +103,7 @@ bool task_push_cancellation(lua_State *L, Task *task) {
         if (scope->kind == SCOPE_SHIELD) {
             if (cancelled == NULL)
                 return false;
-            lua_rawgetp(L, UPVALUE_ANCHORS, cancelled);
+            push_note(L, cancelled);
             return true;
         }
     }
@@ -89,7 +113,7 @@ bool task_push_cancellation(lua_State *L, Task *task) {
     }
     if (cancelled == NULL)
         return false;
-    lua_rawgetp(L, UPVALUE_ANCHORS, cancelled);
+    push_note(L, cancelled);
     return true;
 }
 
@@ -176,11 +200,8 @@ static void cancel_children(lua_State *L, Runtime *runtime, Scope *scope) {
 bool task_cancel(lua_State *L, Runtime *runtime, Task *task) {
     if (task_has_ended(task))
         return false;
-    luaL_checkstack(L, 8, NULL);
-    if ((task->flags & TASK_IS_CANCELLED) == 0) {
-        lua_pushvalue(L, -1);
-        lua_rawsetp(L, UPVALUE_ANCHORS, task); /* the only thing that may fail, so it comes first */
-    }
+    if ((task->flags & TASK_IS_CANCELLED) == 0)
+        note(L, task);
     mark(task);
     for (Scope *scope = unshielded(task); scope != NULL; scope = scope->outer)
         cancel_children(L, runtime, scope);
@@ -194,9 +215,7 @@ void scope_cancel(lua_State *L, Runtime *runtime, Scope *scope) {
     Scope *first;
     if (scope->is_cancelled)
         return;
-    luaL_checkstack(L, 8, NULL);
-    lua_pushvalue(L, -1);
-    lua_rawsetp(L, UPVALUE_ANCHORS, scope);
+    note(L, scope);
     scope->is_cancelled = true;
     if (owner == NULL) {
         cancel_children(L, runtime, scope);

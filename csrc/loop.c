@@ -29,6 +29,13 @@ static int call_hook(lua_State *L) {
     return 0;
 }
 
+/* Whether the hook is the one the interpreter sets on Ctrl-C, by its mask, which no debugger or
+ * profiler asks for: it came before the loop began to run. */
+static bool is_interruption(lua_State *main) {
+    const int all = LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT;
+    return lua_gethook(main) != NULL && lua_gethookmask(main) == all && lua_gethookcount(main) == 1;
+}
+
 /* The stand-alone interpreter's signal handler can do no more than set a hook on the main thread,
  * which never runs while the loop does. So when a hook appears there, it is called. True: it
  * raised an error, which is on the stack. */
@@ -296,6 +303,8 @@ static int run_until_ended(lua_State *L) { /* root task */
         if (result != TURN_OK)
             return abort_run(L, runtime, loop, root);
     }
+    if (loop->live > 0)
+        runtime_keep_last(L, runtime);
     return 0;
 }
 
@@ -312,7 +321,7 @@ static int call_running(lua_State *L, Runtime *runtime, Loop *loop, lua_CFunctio
     int status;
     runtime_push_function(L, function, 0);
     lua_insert(L, -2);
-    runtime->hook = lua_gethook(runtime->main);
+    runtime->hook = is_interruption(runtime->main) ? NULL : lua_gethook(runtime->main);
     runtime->running = loop;
     reactor_mark_dirty(&loop->reactor); /* who knows what was closed since it last ran */
     status = lua_pcall(L, 1, 1, 0);
@@ -423,6 +432,8 @@ static int step_body(lua_State *L) { /* limit in nanoseconds */
     loop->polled_ns = 0; /* so that a step looks at descriptors in any case */
     if (turn(L, runtime, loop, lua_tointeger(L, 1)) == TURN_ERROR)
         return lua_error(L);
+    if (loop->live > 0)
+        runtime_keep_last(L, runtime);
     return 0;
 }
 

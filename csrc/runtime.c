@@ -92,9 +92,19 @@ void runtime_forget_tasks(lua_State *L, Runtime *runtime) {
     runtime_seed(runtime, (uint64_t)clock_wall_ns() ^ (uint64_t)getpid() << 32);
 }
 
+int runtime_close_thread(lua_State *L, lua_State *coroutine) {
+#if LUA_VERSION_RELEASE_NUM >= 50406
+    return lua_closethread(coroutine, L);
+#elif LUA_VERSION_RELEASE_NUM == 50405
+    return lua_resetthread(coroutine, L);
+#else
+    (void)L;
+    return lua_resetthread(coroutine);
+#endif
+}
+
 /* The state closes: tasks that are still suspended run their pending closes. */
-static int runtime_gc(lua_State *L) {
-    Runtime *runtime = runtime_of(L);
+static void close_tasks(lua_State *L, Runtime *runtime) {
     runtime->is_closed = true;
     for (uint32_t i = 1; i <= runtime->anchor_count; i++) {
         Task *task;
@@ -104,8 +114,30 @@ static int runtime_gc(lua_State *L) {
             task_kill(L, runtime, task_loop(runtime, task), task);
         lua_pop(L, 1);
     }
-    loop_destroy(&runtime->real);
+}
+
+static int runtime_gc(lua_State *L) {
+    close_tasks(L, runtime_of(L));
+    loop_destroy(&runtime_of(L)->real);
     return 0;
+}
+
+static int sentinel_gc(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    if (lua_touserdata(L, 1) == runtime->sentinel) /* not one that was replaced */
+        close_tasks(L, runtime);
+    return 0;
+}
+
+void runtime_keep_last(lua_State *L, Runtime *runtime) {
+    void *sentinel = lua_newuserdatauv(L, 1, 0);
+    if (luaL_newmetatable(L, "opero.Sentinel")) {
+        runtime_push_function(L, sentinel_gc, 0);
+        lua_setfield(L, -2, "__gc");
+    }
+    lua_setmetatable(L, -2);
+    runtime->sentinel = sentinel;
+    lua_setiuservalue(L, UPVALUE_RUNTIME, RUNTIME_SENTINEL);
 }
 
 void runtime_push_function(lua_State *L, lua_CFunction function, int own) {

@@ -21,6 +21,10 @@
 #include <lauxlib.h>
 #include <lua.h>
 
+#if LUA_VERSION_RELEASE_NUM < 50403
+#error "Opero needs Lua 5.4.3 or later: before that, nothing can suspend while a variable is closed"
+#endif
+
 typedef struct Task Task;
 typedef struct Scope Scope;
 typedef struct Loop Loop;
@@ -78,7 +82,7 @@ struct Task {     /* a userdata; its user value is the coroutine, later the outc
     Link *awaiters;  /* the first of the ring of tasks that await this one, or NULL */
     uint32_t anchor; /* its place in the anchor table; 0 when it is not there */
     Timer timer;
-    uint32_t ticket; /* of a message it was handed */
+    uint32_t ticket; /* of a message it was handed; before it began: the height of its stack */
     uint8_t state;   /* TaskState */
     uint8_t wake;    /* Wake */
     uint8_t flags;   /* TASK_... below */
@@ -151,6 +155,7 @@ struct Runtime { /* a userdata in the registry; see RUNTIME_... for its user val
     bool is_suspending; /* set by task_suspend, for opero.wrap to tell it from a plain yield */
     bool is_rethrowing; /* the error being raised was raised before: keep its traceback */
     bool is_closed;
+    void *sentinel; /* RUNTIME_SENTINEL */
 };
 
 /* User values of the runtime. */
@@ -163,6 +168,8 @@ enum {
     RUNTIME_TRACEBACK, /* ... and its traceback */
     RUNTIME_CANCELLED, /* the metatable of CancelledError objects */
     RUNTIME_COLLECTOR, /* a function of scope.c */
+    RUNTIME_SPARE,     /* a CancelledError for when there is no memory to note the right one */
+    RUNTIME_SENTINEL,  /* see runtime_keep_last */
     RUNTIME_FORGOTTEN, /* in a forked process: the parent's tasks and their coroutines */
     RUNTIME_USER_VALUES = RUNTIME_FORGOTTEN,
 };
@@ -203,9 +210,16 @@ void runtime_push_noted(lua_State *L, int error);
 /* A message handler for lua_pcall: leaves the value alone and notes the traceback. */
 int runtime_note_error(lua_State *L);
 
+/* Closes a coroutine that L may close; returns its status, as lua_closethread does. */
+int runtime_close_thread(lua_State *L, lua_State *coroutine);
+
 /* A random number in [0, 1): seeded in a simulation, from the system otherwise. */
 double runtime_random(Runtime *runtime);
 void runtime_seed(Runtime *runtime, uint64_t seed);
+
+/* Sees to it that when the state closes, the tasks that live now are closed before anything they
+ * have made is finalized: Lua finalizes first what was made last. May raise for lack of memory. */
+void runtime_keep_last(lua_State *L, Runtime *runtime);
 
 /* In a child process: makes the runtime one without tasks, timers and watched descriptors. The
  * parent's tasks count as cancelled; their coroutines are kept, so that nothing in them is closed

@@ -118,8 +118,11 @@ bool scope_take_failures(lua_State *L, Runtime *runtime, Scope *scope, int first
     lua_pushlightuserdata(L, scope);
     if (first != 0)
         lua_pushvalue(L, first);
-    /* short of memory, the error that says so is one too */
-    has_any = lua_pcall(L, first != 0 ? 2 : 1, 2, 0) != LUA_OK || lua_toboolean(L, base + 1);
+    if (lua_pcall(L, first != 0 ? 2 : 1, 2, 0) != LUA_OK) { /* an error too, of memory */
+        lua_pushboolean(L, true);
+        lua_insert(L, base + 1);
+    }
+    has_any = lua_toboolean(L, base + 1);
     while (!list_is_empty(&scope->failures))
         scope_forget_failure(L, runtime, CONTAINER_OF(scope->failures.next, Task, sibling));
     if (has_any)

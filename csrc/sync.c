@@ -199,25 +199,40 @@ static void pop_message(lua_State *L, Channel *channel, int messages) {
     channel->count--;
 }
 
+static int put_back(lua_State *L) { /* channel, number, as light userdata; table; message */
+    const lua_Integer *number = lua_touserdata(L, 2);
+    put_message(L, lua_touserdata(L, 1), *number, 3);
+    return 0;
+}
+
 static bool undo_receive(lua_State *L, Loop *loop, Task *task) {
     Channel *channel = task->object;
-    Task *next;
-    lua_Integer number;
-    int messages;
+    Task *next = task_first(&channel->receivers);
+    lua_Integer number = channel->next - (uint32_t)((uint32_t)channel->next - task->ticket);
+    lua_State *coroutine = task->coroutine;
+    bool is_back = true;
     (void)loop;
     if (task->handed == 0)
         return true; /* woken by close */
-    number = channel->next - (uint32_t)((uint32_t)channel->next - task->ticket);
-    lua_xmove(task->coroutine, L, 2); /* message, table */
-    messages = lua_gettop(L);
-    next = task_first(&channel->receivers);
-    lua_pushvalue(L, -2);
-    if (next != NULL)
-        hand_over(L, runtime_of(L), next, number, messages);
-    else
-        put_message(L, channel, number, messages);
-    lua_pop(L, 2);
-    return true;
+    if (!lua_checkstack(L, 5) || !lua_checkstack(coroutine, 2))
+        return false;
+    if (next == NULL) {
+        lua_pushcfunction(L, put_back);
+        lua_pushlightuserdata(L, channel);
+        lua_pushlightuserdata(L, &number);
+        lua_pushvalue(coroutine, -1); /* copies: when there is no memory, it keeps its message */
+        lua_pushvalue(coroutine, -3);
+        lua_xmove(coroutine, L, 2);
+        is_back = lua_pcall(L, 4, 0, 0) == LUA_OK;
+        lua_pop(L, is_back ? 0 : 1);
+        lua_pop(coroutine, is_back ? 2 : 0);
+    } else { /* to the next in line, with the same number */
+        lua_xmove(coroutine, L, 2);
+        lua_xmove(L, next->coroutine, 2);
+        next->ticket = task->ticket;
+        task_wake(task_loop(runtime_of(L), next), next, WAKE_OK, 2);
+    }
+    return is_back;
 }
 
 /* A sender that was woken has been relieved of its message, which may be anywhere by now. */

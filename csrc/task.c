@@ -112,6 +112,7 @@ Task *task_spawn(lua_State *L, Runtime *runtime, Loop *loop, Scope *home, int na
     lua_pushcfunction(task->coroutine, body);
     lua_pushcfunction(task->coroutine, runtime_note_error);
     lua_xmove(L, task->coroutine, nargs + 1);
+    task->ticket = (uint32_t)nargs + 3;
     if (loop->is_simulated)
         task->flags |= TASK_IS_SIMULATED;
     if (scope_is_cancelled(home))
@@ -252,7 +253,7 @@ Wake task_resumed(lua_State *L, Runtime *runtime, int timeout_arg) {
     if (wake == WAKE_TIMEOUT && timeout_arg != 0) {
         const char *message;
         lua_pushfstring(L, "%s timed out after %s s", task->wait->name,
-                        lua_pushfstring(L, "%f", lua_tonumber(L, timeout_arg)));
+                        luaL_tolstring(L, timeout_arg, NULL));
         message = lua_tostring(L, -1);
         lua_pushvalue(L, timeout_arg);
         runtime_push_error(L, "TimeoutError", message, "timeout");
@@ -380,11 +381,7 @@ static void end_body(lua_State *L, Runtime *runtime, Loop *loop, Task *task, Tas
 /* Runs the pending closes of a coroutine that is dead or will never run again; they cannot suspend
  * there. An error that is left replaces the value at the top of the stack. */
 static void close_coroutine(lua_State *L, lua_State *coroutine) {
-#if LUA_VERSION_RELEASE_NUM >= 50406
-    int status = lua_closethread(coroutine, L);
-#else
-    int status = lua_resetthread(coroutine);
-#endif
+    int status = runtime_close_thread(L, coroutine);
     if (status != LUA_OK) {
         lua_pop(L, 1);
         lua_xmove(coroutine, L, 1);
@@ -433,8 +430,9 @@ static void fail(lua_State *L, Loop *loop, Task *task, int status) {
         lua_pushliteral(L, "attempt to yield from outside a coroutine: "
                            "a task suspends through opero (opero.yield lets others run)");
     } else {
-        lua_pushvalue(coroutine, -1); /* the original stays: closing looks for it there */
         lua_xmove(coroutine, L, 1);
+        lua_pushvalue(L, -1);
+        lua_xmove(L, coroutine, 1); /* stays there too: closing looks for it */
     }
     forget_handles(task);
     collapse_scopes(L, loop, task);
@@ -472,16 +470,24 @@ static void finish(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int s
     end_body(L, runtime, loop, task, state, outcome, status == LUA_OK);
 }
 
-/* The first resumption: returns the number of values to resume with. */
+/* The first resumption: returns the number of values to resume with, or -1 when other code has
+ * resumed the coroutine by hand and the function with its arguments is no longer there. */
 static int start(Task *task) {
     task->flags |= TASK_STARTED;
-    return lua_gettop(task->coroutine) - 1;
+    if (lua_status(task->coroutine) != LUA_OK || lua_gettop(task->coroutine) != (int)task->ticket)
+        return -1;
+    return (int)task->ticket - 1;
 }
 
 static void end_unstarted(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
     lua_settop(task->coroutine, 0);
     cancel_push_origin(L, task);
     end_body(L, runtime, loop, task, TASK_CANCELLED, OUTCOME_VALUE, true);
+}
+
+static void end_spoilt(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
+    lua_pushliteral(L, "the task's coroutine was resumed by hand before it began");
+    end_body(L, runtime, loop, task, TASK_FAILED, OUTCOME_VALUE, false);
 }
 
 /* With very many tasks each is long out of the cache when its turn comes: fetch the next one's
@@ -515,6 +521,10 @@ bool task_run(lua_State *L, Runtime *runtime, Loop *loop, size_t count) {
             continue;
         }
         values = task->flags & TASK_STARTED ? task->handed : start(task);
+        if (values < 0) {
+            end_spoilt(L, runtime, loop, task);
+            continue;
+        }
         task->handed = 0;
         task->state = TASK_RUNNING;
         runtime->current = task;

@@ -30,8 +30,8 @@ ifeq ($(LUA_INCDIR),)
     $(addsuffix /lua.h,/usr/include/lua5.4 /usr/local/include/lua5.4 /usr/local/include /usr/include))))
 endif
 
-# Only what opero.h declares is visible outside. Without a PLT, calls into Lua cost less.
-flags := -std=c11 -D_GNU_SOURCE= -fPIC -fvisibility=hidden -fno-plt $(WARNINGS)
+# Without a PLT, calls into Lua cost less.
+flags := -std=c11 -D_GNU_SOURCE= -fPIC -fno-plt $(WARNINGS)
 ifeq ($(filter poll,$(REACTOR)),poll)
   flags += -DOPERO_REACTOR_POLL
 endif
@@ -65,7 +65,8 @@ all: $(module) $(library) ## build opero/core.so and libopero.a (the default)
 # The command line that compiles, kept so that other flags build anew what they concern.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
-	@echo '$(compile) $(LDFLAGS)' | cmp -s - $@ || echo '$(compile) $(LDFLAGS)' > $@
+	@echo '$(compile) $(LDFLAGS)' > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
 $(BUILD)/obj/%.o: csrc/%.c $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -152,8 +153,9 @@ uninstall: ## remove what install installed
 	rm -rf '$(lua_dir)' '$(module_dir)'
 	rm -f '$(lib_dir)/libopero.a' '$(include_dir)/opero.h'
 
-clean: ## remove build/
-	rm -rf build
+clean: ## remove what was built, by LuaRocks too
+	rm -rf build csrc/*.o opero/core.so
+	@rmdir opero 2>/dev/null || true
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | sed 's/\$$\$$/$$/' | expand -t 12

@@ -11,6 +11,8 @@
 
 #include "runtime.h"
 
+#pragma GCC visibility push(hidden)
+
 /* Cancels a task with the error on the top of the stack (left there). False: it had ended. */
 bool task_cancel(lua_State *L, Runtime *runtime, Task *task);
 
@@ -31,5 +33,7 @@ bool scope_is_cancelled(const Scope *scope);
 
 /* Whether the value at `index` is a CancelledError. */
 bool is_cancellation(lua_State *L, int index);
+
+#pragma GCC visibility pop
 
 #endif

@@ -11,6 +11,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#pragma GCC visibility push(hidden)
+
 #define CLOCK_NEVER INT64_MAX
 
 typedef struct Clock {
@@ -44,5 +46,7 @@ int64_t clock_add_ns(int64_t time_ns, int64_t duration_ns);
 int64_t clock_from_seconds(double seconds);
 
 double clock_to_seconds(int64_t time_ns);
+
+#pragma GCC visibility pop
 
 #endif

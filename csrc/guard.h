@@ -10,7 +10,11 @@
 
 #include <lua.h>
 
+#pragma GCC visibility push(hidden)
+
 /* Adds invoke, guard, reraise and is_cancelled to the table at stack index `module`. */
 void guard_register(lua_State *L, int module);
+
+#pragma GCC visibility pop
 
 #endif

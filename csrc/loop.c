@@ -228,40 +228,6 @@ static int push_deadlock(lua_State *L) {
     return 1;
 }
 
-static bool is_below(const Task *task, const Task *top) {
-    while (task != top && task->home != NULL && task->home->owner != NULL)
-        task = task->home->owner;
-    return task == top;
-}
-
-static bool has_children(const Task *task) {
-    for (const Scope *scope = task->scope; scope != NULL; scope = scope->outer)
-        if (scope->live > 0)
-            return true;
-    return false;
-}
-
-/* Kills `top` and all below it, or every task of the loop if that is NULL; children first. */
-static void kill_tasks(lua_State *L, Runtime *runtime, Loop *loop, const Task *top) {
-    bool has_more = true;
-    while (has_more) {
-        has_more = false;
-        for (uint32_t i = runtime->anchor_count; i > 0; i--) {
-            if (lua_rawgeti(L, UPVALUE_ANCHORS, i) == LUA_TUSERDATA) {
-                Task *task = lua_touserdata(L, -1);
-                if (!task_has_ended(task) && task_loop(runtime, task) == loop &&
-                    (top == NULL || is_below(task, top))) {
-                    if (has_children(task))
-                        has_more = true;
-                    else
-                        task_kill(L, runtime, loop, task);
-                }
-            }
-            lua_pop(L, 1);
-        }
-    }
-}
-
 /* Something went wrong that is not the root task's doing; the error is on the top of the stack.
  * Cancels the task, lets it clean up, and raises that error. */
 static int abort_run(lua_State *L, Runtime *runtime, Loop *loop, Task *root) {
@@ -272,7 +238,8 @@ static int abort_run(lua_State *L, Runtime *runtime, Loop *loop, Task *root) {
     lua_settop(L, error);
     while (!task_has_ended(root)) {
         if (turn(L, runtime, loop, CLOCK_NEVER) != TURN_OK)
-            kill_tasks(L, runtime, loop, root); /* cleanup waits for what cannot come, or again */
+            task_kill_below(L, runtime, loop,
+                            root); /* cleanup waits for what cannot come, or again */
         lua_settop(L, error);
     }
     if (root->state == TASK_FAILED) { /* an error in cleanup is not lost either */
@@ -413,7 +380,7 @@ int loop_simulate(lua_State *L) {
     runtime->loop = loop;
     status = lua_pcall(L, 1, LUA_MULTRET, 0);
     loop->is_ending = true;
-    kill_tasks(L, runtime, loop, NULL); /* only after an error: else all have ended */
+    task_kill_below(L, runtime, loop, NULL); /* only after an error: else all have ended */
     if (scope_take_failures(L, runtime, &loop->orphans, 0))
         lua_pop(L, 1);
     runtime->loop = &runtime->real;

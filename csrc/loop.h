@@ -10,6 +10,8 @@
 
 #include "task.h"
 
+#pragma GCC visibility push(hidden)
+
 /* Outside any task: runs `function` (one made by runtime_push_function, without upvalues of its
  * own) with the arguments on the stack as a task, until it ends. Returns its results or raises
  * its error. `return loop_call(...)`. */
@@ -27,5 +29,7 @@ int loop_step(lua_State *L);
 int loop_pollfd(lua_State *L);
 int loop_deadline(lua_State *L);
 int loop_tasks(lua_State *L);
+
+#pragma GCC visibility pop
 
 #endif

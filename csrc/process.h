@@ -10,7 +10,11 @@
 
 #include <lua.h>
 
+#pragma GCC visibility push(hidden)
+
 /* Adds fork, exec_process and pidfd to the table at stack index `module`. */
 void process_register(lua_State *L, int module);
+
+#pragma GCC visibility pop
 
 #endif

@@ -15,6 +15,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#pragma GCC visibility push(hidden)
+
 #if !defined(__linux__) && !defined(OPERO_REACTOR_POLL)
 #define OPERO_REACTOR_POLL
 #endif
@@ -96,5 +98,7 @@ int64_t reactor_check(Reactor *reactor, Link *ready, int64_t now_ns);
 /* A descriptor that polls readable when a wait would not block; -1 when there is none (the
  * poll(2) back end) or it cannot be had (errno is set). Owned by the reactor. */
 int reactor_pollfd(Reactor *reactor);
+
+#pragma GCC visibility pop
 
 #endif

@@ -103,17 +103,47 @@ int runtime_close_thread(lua_State *L, lua_State *coroutine) {
 #endif
 }
 
+static int warn_of(lua_State *L) { /* what, as a light userdata; a value */
+    const char *text = luaL_tolstring(L, 2, NULL);
+    lua_warning(L, "opero: ", 1);
+    lua_warning(L, lua_touserdata(L, 1), 1);
+    lua_warning(L, text, 0);
+    return 0;
+}
+
+/* What the script forgot. Pops the value it is about. */
+static void warn(lua_State *L, const char *what) {
+    lua_pushcfunction(L, warn_of);
+    lua_insert(L, -2);
+    lua_pushlightuserdata(L, (void *)what);
+    lua_insert(L, -2);
+    if (lua_pcall(L, 2, 0, 0) != LUA_OK)
+        lua_pop(L, 1);
+}
+
 /* The state closes: tasks that are still suspended run their pending closes. */
 static void close_tasks(lua_State *L, Runtime *runtime) {
-    runtime->is_closed = true;
-    for (uint32_t i = 1; i <= runtime->anchor_count; i++) {
-        Task *task;
-        lua_rawgeti(L, UPVALUE_ANCHORS, i);
-        task = lua_touserdata(L, -1);
-        if (task != NULL && !task_has_ended(task))
-            task_kill(L, runtime, task_loop(runtime, task), task);
+    const Scope *orphans = &runtime->real.orphans;
+    if (runtime->is_closed)
+        return;
+    for (const Link *link = orphans->children.next; link != &orphans->children; link = link->next) {
+        Task *task = CONTAINER_OF(link, Task, sibling);
+        if ((task->flags & TASK_STARTED) == 0) {
+            task_push_name(L, task, 0);
+            warn(L, "a task was spawned, but nothing ran it: ");
+        }
+    }
+    for (const Link *link = orphans->failures.next; link != &orphans->failures; link = link->next) {
+        Task *task = CONTAINER_OF(link, Task, sibling);
+        lua_rawgeti(L, UPVALUE_ANCHORS, task->anchor);
+        task_push_error(L, task, -1);
+        warn(L, "a task failed, and nobody awaited it: ");
         lua_pop(L, 1);
     }
+    runtime->is_closed = true;
+    if (runtime->loop != &runtime->real)
+        task_kill_below(L, runtime, runtime->loop, NULL);
+    task_kill_below(L, runtime, &runtime->real, NULL);
 }
 
 static int runtime_gc(lua_State *L) {

@@ -21,6 +21,8 @@
 #include <lauxlib.h>
 #include <lua.h>
 
+#pragma GCC visibility push(hidden)
+
 #if LUA_VERSION_RELEASE_NUM < 50403
 #error "Opero needs Lua 5.4.3 or later: before that, nothing can suspend while a variable is closed"
 #endif
@@ -238,5 +240,7 @@ int64_t check_duration(lua_State *L, int arg);
 
 /* The time at which argument `arg`, an optional timeout in seconds, has passed. */
 int64_t check_deadline(lua_State *L, Runtime *runtime, int arg);
+
+#pragma GCC visibility pop
 
 #endif

@@ -7,6 +7,8 @@
 
 #include "runtime.h"
 
+#pragma GCC visibility push(hidden)
+
 void scope_init(Scope *scope, ScopeKind kind, Task *owner);
 
 /* Opens a scope in the running task. Raises when memory is short. */
@@ -33,5 +35,7 @@ void scope_forget_failure(lua_State *L, Runtime *runtime, Task *task);
 
 /* The function of the runtime that gathers failures, for scope_take_failures. */
 int scope_collect_failures(lua_State *L);
+
+#pragma GCC visibility pop
 
 #endif

@@ -10,7 +10,11 @@
 
 #include "task.h"
 
+#pragma GCC visibility push(hidden)
+
 /* Adds semaphore, channel and event to the table at stack index `module`. */
 void sync_register(lua_State *L, int module);
+
+#pragma GCC visibility pop
 
 #endif

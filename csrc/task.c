@@ -594,7 +594,7 @@ static void close_killed(lua_State *L, Task *task) {
         lua_pop(L, 1);
 }
 
-void task_kill(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
+static void kill(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
     bool is_running = task->state == TASK_RUNNING; /* os.exit in a task: its frames stay */
     timers_cancel(&loop->timers, &task->timer);
     if (task->state == TASK_SUSPENDED && task->wait->leave != NULL)
@@ -644,6 +644,41 @@ void task_kill(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
     task->home = NULL;
     loop->live--;
     task_release(L, runtime, task);
+}
+
+static bool is_below(const Task *task, const Task *top) {
+    while (task != top && task->home != NULL && task->home->owner != NULL)
+        task = task->home->owner;
+    return task == top;
+}
+
+static bool has_children(const Task *task) {
+    for (const Scope *scope = task->scope; scope != NULL; scope = scope->outer)
+        if (scope->live > 0)
+            return true;
+    return false;
+}
+
+void task_kill_below(lua_State *L, Runtime *runtime, Loop *loop, const Task *top) {
+    bool has_more = true, has_killed = true;
+    while (has_more && has_killed) {
+        has_more = has_killed = false;
+        for (uint32_t i = runtime->anchor_count; i > 0; i--) {
+            if (lua_rawgeti(L, UPVALUE_ANCHORS, i) == LUA_TUSERDATA) {
+                Task *task = lua_touserdata(L, -1);
+                if (!task_has_ended(task) && task_loop(runtime, task) == loop &&
+                    (top == NULL || is_below(task, top))) {
+                    if (has_children(task))
+                        has_more = true;
+                    else {
+                        kill(L, runtime, loop, task);
+                        has_killed = true;
+                    }
+                }
+            }
+            lua_pop(L, 1);
+        }
+    }
 }
 
 /* ---- in words -------------------------------------------------------------------------------- */

@@ -9,6 +9,8 @@
 
 #include "runtime.h"
 
+#pragma GCC visibility push(hidden)
+
 /* Makes a task of the function and `nargs` arguments on the top of the stack, as a child of
  * `home`, and makes it ready. Replaces them by the task. */
 Task *task_spawn(lua_State *L, Runtime *runtime, Loop *loop, Scope *home, int nargs);
@@ -76,12 +78,15 @@ void task_push_place(lua_State *L, Task *task);
 
 const char *task_state_name(const Task *task);
 
-/* Closes a suspended task's coroutine (running its pending closes, which cannot suspend) and
- * forgets the task. For when its loop ends with it still alive. */
-void task_kill(lua_State *L, Runtime *runtime, Loop *loop, Task *task);
+/* Ends tasks with force, for when their loop is over: closes their coroutines, running pending closes,
+ * which cannot suspend then. All that are `top` or below it, or every task of the loop if that is
+ * NULL; children first. Raises nothing. */
+void task_kill_below(lua_State *L, Runtime *runtime, Loop *loop, const Task *top);
 
 /* Enters `awaiter` into the ring of those who await `task`, or takes it out. */
 void task_add_awaiter(Task *task, Task *awaiter);
 void task_remove_awaiter(Task *task, Task *awaiter);
+
+#pragma GCC visibility pop
 
 #endif

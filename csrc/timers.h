@@ -12,6 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#pragma GCC visibility push(hidden)
+
 /* Embedded in what waits; owned by the caller, must stay in place while queued.
  * Zero-initialize before first use. */
 typedef struct Timer {
@@ -52,5 +54,7 @@ int64_t timers_deadline_ns(const Timers *timers, const Timer *timer);
 
 /* Takes out and returns the first timer whose deadline is `now_ns` or earlier; NULL if none. */
 Timer *timers_expire(Timers *timers, int64_t now_ns);
+
+#pragma GCC visibility pop
 
 #endif

@@ -176,7 +176,7 @@ describe("lua_close with suspended tasks", function()
   end)
 
   it("lets one task's <close> cancel, wake and message others", function()
-    assert.equal("first closed\nlast closed\n", output_of(prelude .. [[
+    assert.equal("last closed\nfirst closed\n", output_of(prelude .. [[
       local channel, semaphore, event = opero.channel(0), opero.semaphore(0), opero.event()
       local tasks, resume_later = {}, nil
       local function meddle(name)

@@ -1,6 +1,7 @@
 #include "opero.h"
 
 #include "calls.h"
+#include "codec.h"
 #include "guard.h"
 #include "loop.h"
 #include "process.h"
@@ -12,6 +13,7 @@ int luaopen_opero_core(lua_State *L) {
     calls_register(L, lua_gettop(L));
     sync_register(L, lua_gettop(L));
     guard_register(L, lua_gettop(L));
+    codec_register(L, lua_gettop(L));
     process_register(L, lua_gettop(L));
     return 1;
 }

@@ -26,7 +26,11 @@ build = {
       sources = {
         "csrc/calls.c",
         "csrc/cancel.c",
+        "csrc/catalogue.c",
         "csrc/clock.c",
+        "csrc/codec.c",
+        "csrc/decode.c",
+        "csrc/encode.c",
         "csrc/guard.c",
         "csrc/loop.c",
         "csrc/module.c",

@@ -16,6 +16,8 @@
 ---@field parent opero.ErrorClass? nil for OperoError alone
 ---@overload fun(message: string, fields: table?): opero.Error
 
+local core = require "opero.core"
+
 ---@class opero.errors
 local errors = {}
 
@@ -97,6 +99,23 @@ local class_mt = {
   end,
 }
 
+local function new_class(name, parent)
+  local class = { name = name, parent = parent, __name = name }
+  class.__index = class
+  -- Metamethods are looked up raw in a metatable, so a child takes its parent's along.
+  class.__tostring = parent and parent.__tostring or to_text
+  parents[class] = parent or false
+  return setmetatable(class, class_mt)
+end
+
+-- Errors travel between processes. One whose class is not known here gets a class to stand in.
+core.set_class_maker(function(name, parent)
+  if parents[parent] == nil then
+    error(("the parent of %s is no error class"):format(name), 0)
+  end
+  return new_class(name, parent)
+end)
+
 --- Makes a class of errors. Its instances find the class's methods and fields, its parents' too.
 ---@param name string
 ---@param parent opero.ErrorClass? default: OperoError
@@ -112,12 +131,9 @@ function errors.class(name, parent)
     error(("errors.class: the parent of %s must be an error class, got %s")
       :format(name, type(parent)), 2)
   end
-  local class = { name = name, parent = parent, __name = name }
-  class.__index = class
-  -- Metamethods are looked up raw in a metatable, so a child takes its parent's along.
-  class.__tostring = parent and parent.__tostring or to_text
-  parents[class] = parent or false
-  return setmetatable(class, class_mt)
+  local class = new_class(name, parent)
+  core.register_class(name, class, parent)
+  return class
 end
 
 --- Is `value` an error class?

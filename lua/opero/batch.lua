@@ -31,6 +31,7 @@ local batch = {}
 ---@field is_reading boolean one is in `take`
 ---@field scope table? the scope of the workers
 ---@field host table? imap: the task of that scope
+---@field previous table? imap: the one before it, which may have a turn to go
 
 ---@type opero.check.Spec
 local map_options = {
@@ -253,12 +254,20 @@ local DONE <const>, FAILED <const> = 1, 2
 
 local ENDED <const> = { done = true, failed = true, cancelled = true }
 
--- The task in which the workers of an imap live, as long as there are any.
-local function run_host(crew)
+local function await_end(task)
+  if task and not ENDED[task:status()] then
+    core.shield(pcall, task.await, task)
+  end
+end
+
+-- The task in which the workers of an imap live, as long as there are any. The last worker of the
+-- previous one may be gone, and yet that task have a turn to go: it is not to outlive this one.
+local function run_host(crew, previous)
   local ok, err = pcall(core.scope, function(scope)
     crew.scope = scope
     work(crew)
   end)
+  await_end(previous)
   if crew.alive > 0 then
     crew.arrival:set()
   end
@@ -281,7 +290,8 @@ local function hire_for_imap(crew)
     hire(crew)
   elseif has_work(crew) then
     crew.idle, crew.alive = 1, 1
-    crew.host = core.spawn(run_host, crew)
+    crew.previous = crew.host
+    crew.host = core.spawn(run_host, crew, crew.previous)
   end
 end
 
@@ -328,12 +338,11 @@ local function close(crew)
   crew.is_closed = true
   crew.total = 0
   local host = crew.host
-  if host and not ENDED[host:status()] then
-    if crew.alive > 0 then
-      host:cancel()
-    end
-    core.shield(pcall, host.await, host)
+  if host and not ENDED[host:status()] and crew.alive > 0 then
+    host:cancel()
   end
+  await_end(host)
+  await_end(crew.previous) -- a host that is cancelled before it began does not wait for it
   for slot in pairs(crew.marks) do
     crew.marks[slot] = nil
     crew.values[slot] = nil

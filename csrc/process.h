@@ -12,7 +12,7 @@
 
 #pragma GCC visibility push(hidden)
 
-/* Adds fork, exec_process and pidfd to the table at stack index `module`. */
+/* Adds fork, exec_process, pidfd and die_with to the table at stack index `module`. */
 void process_register(lua_State *L, int module);
 
 #pragma GCC visibility pop

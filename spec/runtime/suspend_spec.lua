@@ -239,6 +239,17 @@ describe("a suspension where Lua cannot suspend", function()
     assert.matches("opero.sleep cannot suspend", err)
   end))
 
+  it("is refused in a message handler", simulated(function()
+    local ok, err = xpcall(error, function()
+      local _, refusal = pcall(pause)
+      return refusal
+    end, "broken")
+    assert.is_false(ok)
+    assert.matches("opero.sleep cannot suspend", err)
+    assert.is_false((xpcall(error, pause, "broken")))
+    assert.equal(0, opero.now())
+  end))
+
   it("is refused where a coroutine that is no task's would be suspended", simulated(function()
     for name, suspend in pairs(suspensions) do
       local wrapped = raised(coroutine.wrap(suspend))

@@ -255,6 +255,56 @@ describe("opero.wrap", function()
     assert.equal("after a suspension", outer())
   end))
 
+  it("refuses to yield out of a scope, timeout or shield it has opened", simulated(function()
+    -- Those belong to the task, whose code they surround; a yield would leave them open around its
+    -- caller's.
+    for _, enter in ipairs {
+      function(fn) opero.scope(fn) end,
+      function(fn) opero.timeout(5, fn) end,
+      function(fn) opero.timeout(5, opero.timeout, 6, fn) end,
+      function(fn) opero.shield(fn) end,
+      function(fn) opero.shield(opero.scope, fn) end,
+    } do
+      local closed, child
+      local generate = opero.wrap(function()
+        enter(function()
+          local _ <close> = support.closing(function() closed = true end)
+          child = opero.spawn(opero.sleep, 3)
+          coroutine.yield "out of it"
+        end)
+      end)
+      local before = opero.now()
+      opero.spawn(function()
+        opero.timeout(100, function()
+          assert.matches("cannot yield", raised(generate))
+          assert.is_true(closed)
+          assert.is_false(pcall(generate))
+          collectgarbage()
+          opero.sleep(50) -- no timeout of the generator's, and no cancellation, comes here
+        end)
+      end):await()
+      assert.equal(before + 50, opero.now())
+      assert.is_true(child:status() == "cancelled" or child:status() == "done")
+    end
+  end))
+
+  it("yields inside what its caller has opened, and between what it opens", simulated(function()
+    local generate = opero.wrap(function()
+      for i = 1, 3 do
+        opero.timeout(5, opero.sleep, 1)
+        coroutine.yield(i)
+      end
+    end)
+    opero.timeout(10, function()
+      opero.scope(function()
+        assert.equal(1, generate())
+        assert.equal(2, opero.shield(generate))
+      end)
+      assert.equal(3, generate())
+    end)
+    assert.equal(3, opero.now())
+  end))
+
   it("carries very many values", simulated(function()
     local list = {}
     for i = 1, 2000 do

@@ -5,12 +5,13 @@
  * cycles and shared parts, objects of registered classes, Lua functions with their upvalues, and,
  * by name, what loaded modules hold. What does not is refused before there is a byte of it to send.
  *
- * By name travel: a loaded module (what package.loaded has, by identity), a function or a userdata,
- * light ones too, that is a field of one; the globals table, which becomes the globals table over
- * there; a class. All else travels as what it is, a table that is the field of a module among it. A
- * Lua function that is a global is code, not a name. A module that was loaded after the codec last
- * looked, and that is nothing but data, may travel as data: it looks before it sends any function
- * it does not know, and before it refuses anything.
+ * By name travel: a loaded module (what package.loaded has, by identity); a function or a userdata,
+ * light ones too, that is a field of one; a class; the globals table, which becomes the globals
+ * table over there. For that is also taken an _ENV with a metatable of its own, the environment that
+ * a test runner or a sandbox gave a function. All else travels as what it is: a table that is a
+ * field of a module, or a Lua function that is a global. A module that was loaded after the codec
+ * last looked, and that is nothing but data, may travel as data: the codec looks before it sends a
+ * function as code, and before it refuses anything.
  *
  * A class is a metatable with a name (core.register_class; errors.class does it). Its objects travel
  * as their fields and the name. Of several classes of one name the later ones are numbered in the

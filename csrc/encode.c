@@ -780,9 +780,34 @@ static bool put_value(Encoder *e) {
     return false;
 }
 
+/* Whether the table on the top of the stack has a metatable, and not that of a class. */
+static bool is_foreign(Encoder *e) {
+    lua_State *L = e->L;
+    bool is_class;
+    const Entry *entry;
+    if (!lua_getmetatable(L, -1))
+        return false;
+    entry = catalogue_find(e->codec, codec_identity(L, -1, LUA_TTABLE));
+    is_class = entry != NULL && entry->kind == ENTRY_CLASS;
+    lua_pop(L, 1);
+    return !is_class;
+}
+
+/* Writes the upvalue of this name, on the top of the stack, if it is an environment that falls back
+ * on something else, as test runners give one to the files they load. It cannot travel, but for what
+ * is in there over here the globals over there will mostly do. */
+static bool put_environment(Encoder *e, const char *name) {
+    if (strcmp(name, "_ENV") != 0 || !lua_istable(e->L, -1) || !is_foreign(e))
+        return false;
+    make_room(e, 1);
+    put_tag(e, TAG_GLOBALS);
+    return true;
+}
+
 /* Writes the next upvalues of the function in the frame, up to one that opens a frame. */
 static bool put_upvalues(Encoder *e, EncodeFrame *frame) {
     lua_State *L = e->L;
+    const char *name;
     while (frame->elements < frame->pairs) {
         int index = (int)++frame->elements;
         uintptr_t key = (uintptr_t)lua_upvalueid(L, -2, index);
@@ -797,8 +822,8 @@ static bool put_upvalues(Encoder *e, EncodeFrame *frame) {
         }
         memo = find_memo(e, codec_identity(L, -2, LUA_TFUNCTION));
         add_memo(e, key, memo->at, memo->place, (uint32_t)index);
-        lua_getupvalue(L, -2, index);
-        if (!put_scalar(e, -1))
+        name = lua_getupvalue(L, -2, index);
+        if (!put_scalar(e, -1) && !put_environment(e, name))
             return put_value(e);
         lua_pop(L, 1);
     }

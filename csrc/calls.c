@@ -586,6 +586,7 @@ static int call_await(lua_State *L) {
 
 typedef struct Generator { /* a userdata; its user value is the coroutine */
     lua_State *coroutine;
+    Scope *base;     /* the innermost scope of the task that called it */
     bool is_waiting; /* it suspended its task, and is not to be resumed by others */
 } Generator;
 
@@ -602,6 +603,30 @@ static void generator_fail(lua_State *L, lua_State *coroutine) {
         lua_pop(L, 1);
         lua_xmove(coroutine, L, 1);
     }
+}
+
+/* Whether the generator, which has just come back, has left a scope open in its caller's task. What a
+ * task owes its own scope is in order. */
+static bool has_left_scope(const Runtime *runtime, const Generator *generator) {
+    const Task *me = runtime->current;
+    return me != NULL && me->scope != generator->base &&
+           !(generator->base == NULL && me->scope->kind == SCOPE_ROOT);
+}
+
+/* The generator yielded within a scope, which belongs to a frame of it, while scopes belong to tasks
+ * and end in the reverse order of their beginning. It ends here. */
+static int refuse_to_leave(lua_State *L, Runtime *runtime, Generator *generator) {
+    Task *me = runtime->current;
+    Scope *outermost = me->scope;
+    while (outermost->outer != generator->base)
+        outermost = outermost->outer;
+    runtime_push_error(L, "CancelledError", "the generator left the scope", NULL);
+    scope_cancel(L, runtime, outermost);
+    scope_collapse(L, runtime->loop, me, generator->base);
+    runtime_close_thread(L, generator->coroutine);
+    return luaL_error(L,
+                      "a generator cannot yield out of opero.scope, opero.timeout or opero.shield: "
+                      "what it began there has to end first");
 }
 
 /* Resumes the generator with the values on the stack. */
@@ -621,6 +646,10 @@ static int generator_resume(lua_State *L, Generator *generator) {
         lua_toclose(L, 1); /* if this task is closed, so is the generator */
         generator->is_waiting = true;
         return lua_yieldk(L, 0, 1, generator_waited);
+    }
+    if (has_left_scope(runtime, generator)) {
+        lua_settop(L, 0);
+        return refuse_to_leave(L, runtime, generator);
     }
     if (status == LUA_OK || status == LUA_YIELD) {
         luaL_checkstack(L, count, "too many results");
@@ -644,8 +673,10 @@ static int generator_waited(lua_State *L, int status, lua_KContext context) {
 
 static int generator_call(lua_State *L) {
     Generator *generator = lua_touserdata(L, UPVALUE_OWN);
+    const Runtime *runtime = runtime_of(L);
     if (generator->is_waiting)
         return luaL_error(L, "the generator is suspended on behalf of another task");
+    generator->base = runtime->current != NULL ? runtime->current->scope : NULL;
     return generator_resume(L, generator);
 }
 
@@ -666,6 +697,7 @@ static int call_wrap(lua_State *L) {
     lua_settop(L, 1);
     generator = lua_newuserdatauv(L, sizeof *generator, 1);
     generator->is_waiting = false;
+    generator->base = NULL;
     generator->coroutine = lua_newthread(L);
     lua_pushvalue(L, 1);
     lua_xmove(L, generator->coroutine, 1);

@@ -56,6 +56,34 @@ bool scope_close(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int fir
     return has_failures;
 }
 
+static void move_tasks(Link *to, Link *from, Scope *home) {
+    Link *link;
+    while ((link = list_pop(from)) != NULL) {
+        CONTAINER_OF(link, Task, sibling)->home = home;
+        list_append(to, link);
+    }
+}
+
+void scope_collapse(lua_State *L, Loop *loop, Task *task, Scope *base) {
+    if (base == NULL && task->scope != NULL) {
+        base = task->scope;
+        while (base->outer != NULL)
+            base = base->outer;
+        base->kind = SCOPE_ROOT;
+        timers_cancel(&loop->timers, &base->timer);
+        if (base->handle != NULL)
+            *base->handle = NULL;
+        base->handle = NULL;
+    }
+    while (task->scope != base) {
+        Scope *inner = task->scope;
+        base->live += inner->live;
+        move_tasks(&base->children, &inner->children, base);
+        move_tasks(&base->failures, &inner->failures, base);
+        scope_drop(L, loop, task);
+    }
+}
+
 Scope *scope_current(lua_State *L, Runtime *runtime) {
     Task *task = runtime->current;
     if (task == NULL)

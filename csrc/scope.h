@@ -21,6 +21,11 @@ bool scope_close(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int fir
 /* The same when its failures, if any, have been dealt with. */
 void scope_drop(lua_State *L, Loop *loop, Task *task);
 
+/* The frames that opened the inner scopes of the task are gone, or about to go with the coroutine they
+ * are in (so call this first: what Lua holds of a scope is on its stack). All that is in them goes to
+ * the scope `base`, or, if that is NULL, to the outermost, which becomes the task's own. */
+void scope_collapse(lua_State *L, Loop *loop, Task *task, Scope *base);
+
 /* The scope into which the running task spawns; the loop's own outside tasks. */
 Scope *scope_current(lua_State *L, Runtime *runtime);
 

@@ -362,6 +362,7 @@ static void end_body(lua_State *L, Runtime *runtime, Loop *loop, Task *task, Tas
     set_outcome(L, runtime, task, lua_gettop(L) - 1, outcome, is_sound);
     lua_pop(L, 1);
     task->wake = (uint8_t)state;
+    scope_collapse(L, loop, task, NULL);
     if (task->scope != NULL && task->scope->live > 0) {
         task->state = TASK_SUSPENDED;
         task->flags |= TASK_BODY_ENDED;
@@ -388,40 +389,6 @@ static void close_coroutine(lua_State *L, lua_State *coroutine) {
     }
 }
 
-/* What Lua holds of the task's scopes is on the stack of its coroutine, which is about to go. */
-static void forget_handles(Task *task) {
-    for (Scope *scope = task->scope; scope != NULL; scope = scope->outer) {
-        if (scope->handle != NULL)
-            *scope->handle = NULL;
-        scope->handle = NULL;
-    }
-}
-
-/* The coroutine is gone without having ended the scopes it stood in: all that is in them goes to
- * the outermost, which becomes the task's own. */
-static void collapse_scopes(lua_State *L, Loop *loop, Task *task) {
-    Scope *outermost = task->scope;
-    if (outermost == NULL)
-        return;
-    while (outermost->outer != NULL)
-        outermost = outermost->outer;
-    outermost->kind = SCOPE_ROOT;
-    while (task->scope != outermost) {
-        Scope *inner = task->scope;
-        Link *link;
-        while ((link = list_pop(&inner->children)) != NULL) {
-            CONTAINER_OF(link, Task, sibling)->home = outermost;
-            list_append(&outermost->children, link);
-            outermost->live++;
-        }
-        while ((link = list_pop(&inner->failures)) != NULL) {
-            CONTAINER_OF(link, Task, sibling)->home = outermost;
-            list_append(&outermost->failures, link);
-        }
-        scope_drop(L, loop, task);
-    }
-}
-
 /* The function did not end by itself: memory was short at an awkward moment, or other code yielded,
  * resumed or closed the coroutine by hand. Pushes the error. */
 static void fail(lua_State *L, Loop *loop, Task *task, int status) {
@@ -434,8 +401,7 @@ static void fail(lua_State *L, Loop *loop, Task *task, int status) {
         lua_pushvalue(L, -1);
         lua_xmove(L, coroutine, 1); /* stays there too: closing looks for it */
     }
-    forget_handles(task);
-    collapse_scopes(L, loop, task);
+    scope_collapse(L, loop, task, NULL);
     close_coroutine(L, coroutine);
 }
 
@@ -470,6 +436,12 @@ static void finish(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int s
     end_body(L, runtime, loop, task, state, outcome, status == LUA_OK);
 }
 
+/* Whether what task_spawn put on the coroutine's stack is still there, and nothing else. */
+static bool is_untouched(const Task *task) {
+    return lua_status(task->coroutine) == LUA_OK &&
+           lua_gettop(task->coroutine) == (int)task->ticket;
+}
+
 /* The first resumption: returns the number of values to resume with, or -1 when other code has
  * resumed the coroutine by hand and the function with its arguments is no longer there. */
 static int start(Task *task) {
@@ -480,9 +452,11 @@ static int start(Task *task) {
 }
 
 static void end_unstarted(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
-    lua_settop(task->coroutine, 0);
+    bool is_sound = is_untouched(task);
+    if (is_sound)
+        lua_settop(task->coroutine, 0);
     cancel_push_origin(L, task);
-    end_body(L, runtime, loop, task, TASK_CANCELLED, OUTCOME_VALUE, true);
+    end_body(L, runtime, loop, task, TASK_CANCELLED, OUTCOME_VALUE, is_sound);
 }
 
 static void end_spoilt(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
@@ -607,11 +581,10 @@ static void kill(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
             task->wait->undo(L, loop, task);
     }
     task->state = TASK_CANCELLED;
-    forget_handles(task);
+    scope_collapse(L, loop, task, NULL); /* before the coroutine goes: see there */
     if (task->coroutine != NULL && task->flags & TASK_STARTED && !is_running)
         close_killed(L, task);
     task->coroutine = NULL;
-    collapse_scopes(L, loop, task);
     if (task->scope != NULL) {
         Link *link;
         while ((link = list_pop(&task->scope->children)) != NULL) {

@@ -308,8 +308,11 @@ static int run_in(lua_State *L, Runtime *runtime, Loop *loop) { /* function, arg
     Task *root = task_spawn(L, runtime, loop, &loop->orphans, lua_gettop(L) - 1);
     root->flags |= TASK_IS_ROOT;
     lua_pushvalue(L, 1);
-    if (call_running(L, runtime, loop, run_until_ended) != LUA_OK)
+    if (call_running(L, runtime, loop, run_until_ended) != LUA_OK) {
+        if (!task_has_ended(root)) /* memory was short, so much that it could not be cancelled */
+            task_kill_below(L, runtime, loop, root);
         return runtime_rethrow(L);
+    }
     lua_settop(L, 1);
     if (root->state == TASK_DONE)
         raise_orphans(L, runtime, loop);

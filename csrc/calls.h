@@ -1,4 +1,4 @@
-/* What Lua calls on tasks: spawning, sleeping, awaiting, cancelling, scopes, descriptors. */
+/* What Lua calls on tasks: spawning, sleeping, awaiting, cancelling, scopes. */
 #ifndef OPERO_CALLS_H
 #define OPERO_CALLS_H
 

@@ -1,5 +1,6 @@
 #include "loop.h"
 #include "cancel.h"
+#include "describe.h"
 #include "scope.h"
 
 #include <errno.h>

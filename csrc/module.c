@@ -2,15 +2,19 @@
 
 #include "calls.h"
 #include "codec.h"
+#include "generator.h"
 #include "guard.h"
 #include "loop.h"
 #include "process.h"
 #include "sync.h"
+#include "wait.h"
 
 int luaopen_opero_core(lua_State *L) {
     luaL_checkversion(L);
     lua_newtable(L);
     calls_register(L, lua_gettop(L));
+    wait_register(L, lua_gettop(L));
+    generator_register(L, lua_gettop(L));
     sync_register(L, lua_gettop(L));
     guard_register(L, lua_gettop(L));
     codec_register(L, lua_gettop(L));

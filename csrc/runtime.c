@@ -1,4 +1,5 @@
 #include "runtime.h"
+#include "describe.h"
 #include "scope.h"
 #include "task.h"
 

@@ -70,14 +70,6 @@ int task_deliver(lua_State *L, Runtime *runtime, int index);
  * Needs some stack space; raises nothing. */
 bool task_run(lua_State *L, Runtime *runtime, Loop *loop, size_t count);
 
-/* Pushes the name of a task (which is at stack index `index`, or 0 if it is not on the stack),
- * what it waits for ("" if for nothing), where its code stands. */
-void task_push_name(lua_State *L, Task *task, int index);
-void task_push_wait(lua_State *L, Task *task);
-void task_push_place(lua_State *L, Task *task);
-
-const char *task_state_name(const Task *task);
-
 /* Ends tasks with force, for when their loop is over: closes their coroutines, running pending closes,
  * which cannot suspend then. All that are `top` or below it, or every task of the loop if that is
  * NULL; children first. Raises nothing. */

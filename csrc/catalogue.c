@@ -175,7 +175,7 @@ static void enter_class(lua_State *L, Codec *self, int index) {
 void catalogue_build(lua_State *L, int codec) {
     Codec *self = lua_touserdata(L, codec);
     int names, loaded;
-    luaL_checkstack(L, 12, NULL);
+    stack_reserve(L, 12);
     self->is_built = false;
     lua_newtable(L); /* here finalizers may run, and below not */
     names = lua_gettop(L);
@@ -313,7 +313,7 @@ void class_stand_in(lua_State *L, int codec) {
     int base = lua_gettop(L) - 1, name = base + 1, class = base + 2;
     size_t length;
     const char *text = lua_tolstring(L, name, &length);
-    luaL_checkstack(L, 8, NULL);
+    stack_reserve(L, 8);
     lua_getiuservalue(L, codec, CODEC_MAKER);
     lua_pushlstring(L, text, plain_length(text, length));
     lua_pushvalue(L, base);
@@ -399,6 +399,11 @@ void stack_unspill(lua_State *L, int count, int spill, lua_Integer *spilled) {
     *spilled -= count;
     for (int i = 1; i <= count; i++)
         lua_rawgeti(L, spill, *spilled + i);
+}
+
+void stack_reserve(lua_State *L, int count) {
+    if (!lua_checkstack(L, count))
+        luaL_error(L, lua_gettop(L) < LUAI_MAXSTACK / 2 ? "not enough memory" : "stack overflow");
 }
 
 static const luaL_Reg functions[] = {

@@ -16,33 +16,24 @@ static int message_gc(lua_State *L) {
 static CodecMessage *push_message(lua_State *L) {
     CodecMessage *message = lua_newuserdatauv(L, sizeof *message, 0);
     memset(message, 0, sizeof *message);
-    if (luaL_newmetatable(L, MESSAGE_METATABLE)) {
-        lua_pushcfunction(L, message_gc);
-        lua_setfield(L, -2, "__gc");
-        lua_pushliteral(L, "protected");
-        lua_setfield(L, -2, "__metatable");
-    }
-    lua_setmetatable(L, -2);
+    luaL_setmetatable(L, MESSAGE_METATABLE);
     return message;
 }
 
-/* Pushes the message as a string, with its segments where they belong. */
-static void push_whole(lua_State *L, const CodecMessage *message) {
-    luaL_Buffer buffer;
+/* Pushes the message as a string, with its segments where they belong; they are in the table at index
+ * `anchors`. */
+static void push_whole(lua_State *L, const CodecMessage *message, int anchors) {
+    int count = (int)message->segment_count;
     size_t done = 0;
-    if (message->segment_count == 0) {
-        lua_pushlstring(L, message->bytes, message->length);
-        return;
+    stack_reserve(L, 2 * count + 1);
+    for (int i = 0; i < count; i++) {
+        size_t at = message->segments[i].at;
+        lua_pushlstring(L, message->bytes + done, at - done);
+        lua_rawgeti(L, anchors, i + 1);
+        done = at;
     }
-    luaL_buffinitsize(L, &buffer, message->length + message->segmented);
-    for (size_t i = 0; i < message->segment_count; i++) {
-        const CodecSegment *segment = &message->segments[i];
-        luaL_addlstring(&buffer, message->bytes + done, segment->at - done);
-        luaL_addlstring(&buffer, segment->bytes, segment->length);
-        done = segment->at;
-    }
-    luaL_addlstring(&buffer, message->bytes + done, message->length - done);
-    luaL_pushresult(&buffer);
+    lua_pushlstring(L, message->bytes + done, message->length - done);
+    lua_concat(L, 2 * count + 1);
 }
 
 /* Pushes the message of the values from stack index `first` to `last`, and how many segments it had
@@ -50,7 +41,7 @@ static void push_whole(lua_State *L, const CodecMessage *message) {
 static void push_encoded(lua_State *L, int first, int last, const CodecEncoding *options) {
     CodecMessage *message = push_message(L);
     codec_encode(L, first, last - first + 1, message, options);
-    push_whole(L, message);
+    push_whole(L, message, options != NULL ? options->anchors : 0);
     lua_pushinteger(L, (lua_Integer)message->segment_count);
     codec_message_free(message); /* without waiting for the collector */
 }
@@ -75,7 +66,7 @@ static int encode_with(lua_State *L) {
     int last = lua_gettop(L);
     lua_Integer segment_min;
     luaL_checktype(L, 1, LUA_TTABLE);
-    luaL_checkstack(L, 10, NULL);
+    stack_reserve(L, 10);
     options.known = push_table_option(L, 1, "known");
     lua_getfield(L, 1, "what");
     options.what = lua_tostring(L, -1);
@@ -113,6 +104,12 @@ static const luaL_Reg functions[] = {
 void codec_register(lua_State *L, int module) {
     module = lua_absindex(L, module);
     codec_open(L); /* now, so that no message pays for it */
+    lua_pop(L, 1);
+    luaL_newmetatable(L, MESSAGE_METATABLE);
+    lua_pushcfunction(L, message_gc);
+    lua_setfield(L, -2, "__gc");
+    lua_pushliteral(L, "protected");
+    lua_setfield(L, -2, "__metatable");
     lua_pop(L, 1);
     lua_pushvalue(L, module);
     luaL_setfuncs(L, functions, 0);

@@ -162,6 +162,10 @@ void class_stand_in(lua_State *L, int codec);
 void stack_spill(lua_State *L, int floor, int count, int spill, lua_Integer *spilled);
 void stack_unspill(lua_State *L, int count, int spill, lua_Integer *spilled);
 
+/* Makes room for `count` more values, or raises what is the matter: luaL_checkstack calls a lack of
+ * memory a stack overflow. */
+void stack_reserve(lua_State *L, int count);
+
 /* Adds register_class and set_class_maker to the table at stack index `module`. */
 void catalogue_register(lua_State *L, int module);
 

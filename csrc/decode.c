@@ -25,6 +25,8 @@ typedef struct DecodeFrame {
 enum { IN_ELEMENTS, AT_KEY, AT_VALUE, IN_UPVALUES };
 
 #define FRAMES_AT_FIRST 24
+#define STACK_MAX                                                                                  \
+    (LUAI_MAXSTACK / 4 * 3)     /* of the Lua stack; the functions that called need some */
 #define SIZE_HINT_MAX (1 << 26) /* of a table; more than that it grows to when there is more */
 
 typedef struct Decoder {
@@ -61,11 +63,12 @@ static int malformed(Decoder *d, const char *what) {
                                      (LUAI_UACINT)(d->end - d->start)));
 }
 
-/* Makes room on the Lua stack for so many values and for what a function here needs: more than that,
- * so that when there is none, it is still enough to say so. */
+/* Makes room on the Lua stack for so many values and for what a function here needs. That is more
+ * than it needs: enough to say so when there is none. */
 static void check_stack(Decoder *d, int count) {
-    if (!lua_checkstack(d->L, count + 40))
+    if (count > STACK_MAX - lua_gettop(d->L))
         malformed(d, "it needs too much of the stack");
+    stack_reserve(d->L, count + 40);
 }
 
 /* ---- bytes ------------------------------------------------------------------------------------- */
@@ -590,7 +593,7 @@ int codec_decode(lua_State *L, const char *bytes, size_t length, const CodecDeco
     size_t count;
     if (options != NULL)
         chosen = *options;
-    luaL_checkstack(L, 40, NULL);
+    stack_reserve(L, 40);
     if (chosen.known != 0)
         chosen.known = lua_absindex(L, chosen.known);
     d.L = L;

@@ -367,7 +367,7 @@ static void refuse(Encoder *e, const char *why, const char *kind) {
         start_anew(e);
         return;
     }
-    luaL_checkstack(L, 10, NULL);
+    stack_reserve(L, 10);
     append_path(e, &text);
     append(&text, " is %s", why);
     if (kind != NULL)
@@ -620,7 +620,7 @@ static EncodeFrame *open_frame(Encoder *e, int kind) {
         e->resident = 0;
         e->has_spilled = true;
     }
-    luaL_checkstack(L, 12, NULL);
+    stack_reserve(L, 12);
     lua_pushnil(L);
     frame = &codec->frames[e->depth++];
     e->resident++;
@@ -751,7 +751,7 @@ static bool put_value(Encoder *e) {
     int type = lua_type(L, -1);
     uintptr_t key = codec_identity(L, -1, type);
     const Memo *memo = find_memo(e, key);
-    luaL_checkstack(L, 12, NULL);
+    stack_reserve(L, 12);
     if (memo != NULL)
         put_reference(e, memo);
     else if (e->options->known != 0 && put_known(e))
@@ -921,7 +921,7 @@ void codec_encode(lua_State *L, int first, int count, CodecMessage *message,
     CodecEncoding chosen = options != NULL ? *options : no_options;
     Encoder e = {.L = L, .message = message, .options = &chosen, .start = message->length};
     int top = lua_gettop(L);
-    luaL_checkstack(L, 20, NULL);
+    stack_reserve(L, 20);
     first = lua_absindex(L, first);
     if (chosen.known != 0)
         chosen.known = lua_absindex(L, chosen.known);

@@ -168,6 +168,27 @@ describe("opero.wrap", function()
     assert.is_false((task:await()))
   end))
 
+  it("lets a <close> wait, whatever passes it", simulated(function()
+    local closed = {}
+    local function generator(name, fn)
+      return opero.wrap(function()
+        local _ <close> = support.closing(function()
+          opero.shield(opero.sleep, 1)
+          closed[#closed + 1] = name
+        end)
+        return fn()
+      end)
+    end
+    assert.equal("result", generator("returned", function() return "result" end)())
+    assert.equal("broken", raised(generator("failed", function() error("broken", 0) end)))
+    local task = opero.spawn(generator("cancelled", function() opero.sleep(10) end))
+    opero.yield()
+    task:cancel()
+    raised_class("CancelledError", task.await, task)
+    assert.same({ "returned", "failed" }, closed) -- the shield has raised the cancellation again
+    assert.equal(3, opero.now())
+  end))
+
   it("can be left in the middle", simulated(function()
     for i in slow_count(10) do
       if i == 2 then

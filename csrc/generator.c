@@ -11,6 +11,18 @@ typedef struct Generator { /* a userdata; its user value is the coroutine */
     bool is_waiting; /* it suspended its task, and is not to be resumed by others */
 } Generator;
 
+static int body_ended(lua_State *L, int status, lua_KContext context) {
+    (void)context;
+    return status == LUA_OK || status == LUA_YIELD ? lua_gettop(L) - 1 : lua_error(L);
+}
+
+/* The first function of the coroutine. As in a task's, only within a protected call can pending
+ * closes suspend when an error passes them. */
+static int body(lua_State *L) { /* runtime_note_error, function, argument, ... */
+    int status = lua_pcallk(L, lua_gettop(L) - 2, LUA_MULTRET, 1, 0, body_ended);
+    return body_ended(L, status, 0);
+}
+
 static int generator_waited(lua_State *L, int status, lua_KContext context);
 
 /* Replaces the error at the top of the stack by what closing the coroutine makes of it. */
@@ -79,7 +91,7 @@ static int generator_resume(lua_State *L, Generator *generator) {
     }
     lua_xmove(coroutine, L, 1);
     generator_fail(L, coroutine);
-    return lua_error(L);
+    return runtime_rethrow(L);
 }
 
 static int generator_waited(lua_State *L, int status, lua_KContext context) {
@@ -120,8 +132,10 @@ static int call_wrap(lua_State *L) {
     generator->is_waiting = false;
     generator->base = NULL;
     generator->coroutine = lua_newthread(L);
+    lua_pushcfunction(L, body);
+    lua_pushcfunction(L, runtime_note_error);
     lua_pushvalue(L, 1);
-    lua_xmove(L, generator->coroutine, 1);
+    lua_xmove(L, generator->coroutine, 3);
     lua_setiuservalue(L, 2, 1);
     luaL_setmetatable(L, GENERATOR_METATABLE);
     runtime_push_function(L, generator_call, 1);

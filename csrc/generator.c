@@ -9,6 +9,7 @@ typedef struct Generator { /* a userdata; its user value is the coroutine */
     lua_State *coroutine;
     Scope *base;     /* the innermost scope of the task that called it */
     bool is_waiting; /* it suspended its task, and is not to be resumed by others */
+    bool has_begun;
 } Generator;
 
 static int body_ended(lua_State *L, int status, lua_KContext context) {
@@ -72,6 +73,9 @@ static int generator_resume(lua_State *L, Generator *generator) {
     lua_xmove(L, coroutine, count);
     if (L == active) /* it may suspend where its caller may */
         runtime->active = lua_isyieldable(L) ? coroutine : NULL;
+    if (!generator->has_begun)
+        count += 2; /* the handler and the function stand there already */
+    generator->has_begun = true;
     status = lua_resume(coroutine, L, count, &count);
     runtime->active = active;
     if (status == LUA_YIELD && runtime->is_suspending && runtime->current != NULL) {
@@ -129,6 +133,7 @@ static int call_wrap(lua_State *L) {
     luaL_checktype(L, 1, LUA_TFUNCTION);
     lua_settop(L, 1);
     generator = lua_newuserdatauv(L, sizeof *generator, 1);
+    generator->has_begun = false;
     generator->is_waiting = false;
     generator->base = NULL;
     generator->coroutine = lua_newthread(L);

@@ -69,8 +69,10 @@ end)
 it("short of memory at any point, all ends in an error or a result, and nothing leaks", function()
   local program = compile("memory.c",
     "-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=free")
-  local ok, output = run(program .. " spec/embed/scenario.lua")
-  assert(ok, output)
-  local runs = output:match("^(%d+) runs, 0 failures\n$")
-  assert(tonumber(runs) > 1000, output)
+  for _, scenario in ipairs { "scenario", "codec_scenario" } do
+    local ok, output = run(("%s spec/embed/%s.lua"):format(program, scenario))
+    assert(ok, output)
+    local runs = output:match("^(%d+) runs, 0 failures\n$")
+    assert(tonumber(runs) > 1000, output)
+  end
 end)

@@ -184,6 +184,7 @@ static void note_error(lua_State *L, const char *where) {
 static int prepare(lua_State *L) {
     luaL_requiref(L, LUA_GNAME, luaopen_base, 1);
     luaL_requiref(L, LUA_COLIBNAME, luaopen_coroutine, 1);
+    luaL_requiref(L, LUA_STRLIBNAME, luaopen_string, 1);
     if (luaL_loadbuffer(L, run.code, run.code_size, run.scenario) != LUA_OK)
         return lua_error(L);
     return 1;

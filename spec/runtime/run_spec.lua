@@ -233,6 +233,25 @@ describe("every entry point", function()
     assert.same({}, opero.tasks())
   end)
 
+  it("works there even where a task could not be suspended", function()
+    local list = { 3, 1, 2 }
+    table.sort(list, function(a, b)
+      opero.sleep(0)
+      return opero.run(function()
+        opero.yield()
+        return a < b
+      end)
+    end)
+    assert.same({ 1, 2, 3 }, list)
+    local slept = 0
+    setmetatable({}, { __gc = function()
+      opero.sleep(0)
+      slept = slept + 1
+    end })
+    collectgarbage()
+    assert.equal(1, slept)
+  end)
+
   it("raises its timeout there too", function()
     local event = opero.event()
     raised_class("TimeoutError", event.wait, event, 0.001)

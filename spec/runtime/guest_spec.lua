@@ -1,0 +1,86 @@
+-- A good guest: the runtime leaves the process it lives in as it found it.
+
+local support = require "spec.runtime.support"
+
+local prelude = [[
+local function process()
+  local facts = {}
+  for line in io.lines "/proc/self/status" do
+    local key, value = line:match "^(%w+):%s*(.*)$"
+    if key == "Threads" or key and key:match "^Sig%u" then
+      facts[#facts + 1] = key .. " " .. value
+    end
+  end
+  local list = io.popen "ls /proc/$PPID/fd" -- the same in each list
+  facts[#facts + 1] = (list:read "a":gsub("\n", " "))
+  list:close()
+  return table.concat(facts, "\n")
+end
+local function globals()
+  local names = {}
+  for name in pairs(_G) do names[#names + 1] = tostring(name) end
+  table.sort(names)
+  return table.concat(names, " ")
+end
+]]
+
+describe("the runtime", function()
+  it("opens nothing, handles no signal, makes no thread and no global when required", function()
+    assert.equal("same\tsame\n", support.output_of(prelude .. [[
+      local names, facts = globals(), process()
+      require "opero"
+      print(globals() == names and "same" or globals(), process() == facts and "same" or process())
+    ]]))
+  end)
+
+  it("does not either while tasks sleep and talk to each other", function()
+    assert.equal("same\n", support.output_of(prelude .. [[
+      local opero = require "opero"
+      local facts = process()
+      local inside
+      opero.run(function()
+        local channel = opero.channel(0)
+        opero.spawn(function() channel:send(1) end)
+        channel:receive()
+        opero.sleep(0.001)
+        inside = process()
+      end)
+      opero.simulate(function() opero.sleep(1) end)
+      print(inside == facts and process() == facts and "same" or process())
+    ]]))
+  end)
+
+  it("holds at most one descriptor of its own, once descriptors are waited for", function()
+    assert.equal("at most one\n", support.output_of([[
+      local opero, unistd = require "opero", require "posix.unistd"
+      local function count()
+        local list <close> = io.popen "ls /proc/$PPID/fd | wc -l"
+        return list:read "n"
+      end
+      local r, w = unistd.pipe()
+      local before = count()
+      unistd.write(w, "x")
+      for _ = 1, 20 do
+        opero.wait(r, "r")
+        opero.simulate(function() opero.wait(r, "r") end)
+      end
+      opero.pollfd()
+      print(count() - before <= 1 and "at most one" or count() - before)
+    ]]))
+  end)
+
+  it("is quiet", function()
+    local outcome = support.run_program [[
+      local opero = require "opero"
+      pcall(opero.run, function()
+        opero.spawn(error, "seen by nobody")
+        opero.spawn(opero.sleep, 10):cancel()
+        error "broken"
+      end)
+      pcall(opero.simulate, function() opero.event():wait() end)
+      pcall(opero.timeout, 0.001, opero.sleep, 10)
+    ]]
+    assert.equal(0, outcome.code)
+    assert.equal("", outcome.out .. outcome.err)
+  end)
+end)

@@ -364,6 +364,40 @@ describe("a traceback", function()
     assert.matches("'inner'", opero.traceback(err))
   end))
 
+  it("is kept through whatever stands between", simulated(function()
+    for _, call in ipairs {
+      function() opero.scope(outer) end,
+      function() opero.scope(function(s) s:spawn(outer) end) end,
+      function() opero.timeout(1, outer) end,
+      function() opero.shield(outer) end,
+      function() opero.run(outer) end,
+      function() opero.await(outer) end,
+      function() opero.wrap(outer)() end,
+      function()
+        local ok, err = pcall(opero.run, outer)
+        assert.is_false(ok)
+        error(err, 0)
+      end,
+      function()
+        local _ <close> = support.closing(opero.yield)
+        opero.run(outer)
+      end,
+      function()
+        opero.scope(function(s)
+          s:spawn(function()
+            local _ <close> = support.closing(function() pcall(error, "another") end)
+            opero.sleep(10)
+          end)
+          s:spawn(function() opero.timeout(1, opero.run, outer) end)
+        end)
+      end,
+    } do
+      local ok, err = pcall(call)
+      assert.is_false(ok)
+      assert.matches("'inner'", opero.traceback(err))
+    end
+  end))
+
   it("is kept for errors that are no strings, too", simulated(function()
     local err = { "broken" }
     local function raise_table() error(err) end

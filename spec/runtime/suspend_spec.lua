@@ -183,6 +183,32 @@ describe("a task is suspended", function()
   end)
 end)
 
+describe("calls nested deeper than Lua's limit for C calls", function()
+  it("fail with an error, and leave the task in order", simulated(function()
+    local nest
+    local calls = {
+      function(depth) return opero.scope(function() return nest(depth) end) end,
+      function(depth) return opero.timeout(100, nest, depth) end,
+      function(depth) return opero.shield(nest, depth) end,
+      function(depth) return opero.wrap(nest)(depth) end,
+    }
+    for _, call in ipairs(calls) do
+      function nest(depth)
+        opero.spawn(opero.yield)
+        if depth > 0 then
+          return call(depth - 1) + 1
+        end
+        pause()
+        return 0
+      end
+      assert.equal(50, nest(50))
+      assert.matches("C stack overflow", raised(nest, 1000))
+      assert.equal("paused", pause())
+      assert.equal("paused", opero.spawn(pause):await())
+    end
+  end))
+end)
+
 describe("a suspension where Lua cannot suspend", function()
   local suspensions = {
     ["opero.sleep"] = function() opero.sleep(1) end,

@@ -61,6 +61,7 @@ for_test() {
     need lua-busted has_module busted.core
     need lua-check command -v luacheck
     need luarocks command -v luarocks
+    need pkg-config command -v pkg-config
     need clang-format command -v clang-format
 }
 

@@ -283,12 +283,10 @@ static void check_idle(lua_State *L, Runtime *runtime, const char *what) {
         luaL_error(L, "%s cannot be called while the loop runs", what);
 }
 
-/* Calls `function` protected, with the loop marked as running. One argument, one result at most.
- * Returns what lua_pcall does. */
-static int call_running(lua_State *L, Runtime *runtime, Loop *loop, lua_CFunction function) {
+/* Calls the function on the stack, protected, with the loop marked as running. One argument, above
+ * it, and one result at most. Returns what lua_pcall does. */
+static int call_running(lua_State *L, Runtime *runtime, Loop *loop) {
     int status;
-    runtime_push_function(L, function, 0);
-    lua_insert(L, -2);
     runtime->hook = is_interruption(runtime->main) ? NULL : lua_gethook(runtime->main);
     runtime->running = loop;
     reactor_mark_dirty(&loop->reactor); /* who knows what was closed since it last ran */
@@ -306,10 +304,15 @@ static void raise_orphans(lua_State *L, Runtime *runtime, Loop *loop) {
 }
 
 static int run_in(lua_State *L, Runtime *runtime, Loop *loop) { /* function, arguments */
-    Task *root = task_spawn(L, runtime, loop, &loop->orphans, lua_gettop(L) - 1);
+    Task *root;
+    luaL_checkstack(L, 4, NULL);
+    runtime_push_function(L, run_until_ended, 0); /* all that may fail comes before the task */
+    lua_insert(L, 1);
+    root = task_spawn(L, runtime, loop, &loop->orphans, lua_gettop(L) - 2);
     root->flags |= TASK_IS_ROOT;
-    lua_pushvalue(L, 1);
-    if (call_running(L, runtime, loop, run_until_ended) != LUA_OK) {
+    lua_pushvalue(L, 2);
+    lua_insert(L, 1); /* root, run_until_ended, root */
+    if (call_running(L, runtime, loop) != LUA_OK) {
         if (!task_has_ended(root)) /* memory was short, so much that it could not be cancelled */
             task_kill_below(L, runtime, loop, root);
         return runtime_rethrow(L);
@@ -415,8 +418,9 @@ int loop_step(lua_State *L) {
         return luaL_error(L, "opero.step cannot be called in a task");
     check_idle(L, runtime, "opero.step");
     lua_settop(L, 0);
+    runtime_push_function(L, step_body, 0);
     lua_pushinteger(L, limit_ns);
-    if (call_running(L, runtime, runtime->loop, step_body) != LUA_OK)
+    if (call_running(L, runtime, runtime->loop) != LUA_OK)
         return runtime_rethrow(L);
     raise_orphans(L, runtime, runtime->loop);
     lua_pushboolean(L, runtime->loop->live > 0);

@@ -33,7 +33,8 @@ extern "C" {
 #endif
 
 /* Opens the module opero.core; the value on the stack is its table. Lua code gets at the whole
- * library by require "opero", which needs this module and the files of lua/opero. */
+ * library by require "opero", which needs this module and the files of lua/opero. Those define the
+ * errors: without them cancellations are plain text, and count as failures of the tasks. */
 OPERO_API int luaopen_opero_core(lua_State *L);
 
 /* One step that waits at most `timeout_ns` nanoseconds (0: not at all) when nothing is ready:

@@ -27,7 +27,8 @@ void task_push_name(lua_State *L, Task *task, int index) {
     lua_settop(L, base);
     if (task->coroutine != NULL) {
         lua_State *coroutine = task->coroutine;
-        if ((task->flags & TASK_STARTED) == 0 && lua_isfunction(coroutine, 3)) {
+        if ((task->flags & TASK_STARTED) == 0 && lua_status(coroutine) == LUA_OK &&
+            lua_gettop(coroutine) == (int)task->ticket && lua_isfunction(coroutine, 3)) {
             lua_pushvalue(coroutine, 3);
             lua_getinfo(coroutine, ">S", &ar);
             if (ar.linedefined < 0)

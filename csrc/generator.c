@@ -52,8 +52,9 @@ static bool has_left_scope(const Runtime *runtime, const Generator *generator) {
 static int refuse_to_leave(lua_State *L, Runtime *runtime, Generator *generator) {
     Task *me = runtime->current;
     Scope *outermost = me->scope;
-    while (outermost->outer != generator->base)
-        outermost = outermost->outer;
+    for (Scope *scope = me->scope; scope != generator->base; scope = scope->outer)
+        if (scope->kind != SCOPE_ROOT) /* that is the task's, whoever opened it */
+            outermost = scope;
     runtime_push_error(L, "CancelledError", "the generator left the scope", NULL);
     scope_cancel(L, runtime, outermost);
     scope_collapse(L, runtime->loop, me, generator->base);

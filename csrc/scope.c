@@ -74,6 +74,13 @@ void scope_collapse(lua_State *L, Loop *loop, Task *task, Scope *base) {
         if (base->handle != NULL)
             *base->handle = NULL;
         base->handle = NULL;
+        if (base->is_cancelled) { /* it was that of what is gone, not the task's */
+            base->is_cancelled = false;
+            lua_pushnil(L);
+            lua_rawsetp(L, UPVALUE_ANCHORS, base);
+            if ((task->flags & TASK_IS_CANCELLED) == 0)
+                task->flags &= (uint8_t)~TASK_HAS_CANCEL;
+        }
     }
     while (task->scope != base) {
         Scope *inner = task->scope;

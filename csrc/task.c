@@ -499,6 +499,8 @@ bool task_run(lua_State *L, Runtime *runtime, Loop *loop, size_t count) {
             end_spoilt(L, runtime, loop, task);
             continue;
         }
+        if (task->handed != 0 && lua_status(task->coroutine) != LUA_YIELD)
+            values = 0; /* closed by hand: what it was handed went with its stack */
         task->handed = 0;
         task->state = TASK_RUNNING;
         runtime->current = task;

@@ -7,7 +7,7 @@ local function process()
   local facts = {}
   for line in io.lines "/proc/self/status" do
     local key, value = line:match "^(%w+):%s*(.*)$"
-    if key == "Threads" or key and key:match "^Sig%u" then
+    if key == "Threads" or key and key:match "^Sig[BIC]" then
       facts[#facts + 1] = key .. " " .. value
     end
   end

@@ -344,3 +344,20 @@ describe("opero.wrap", function()
     assert.matches("function expected", raised(opero.wrap))
   end)
 end)
+
+describe("a generator that was refused to leave a scope", function()
+  it("leaves its caller as it was: neither cancelled nor with other children", simulated(function()
+    local child_ended = false
+    local guest = opero.wrap(function()
+      opero.spawn(function() -- a child of the task, made while the generator ran
+        opero.sleep(2)
+        child_ended = true
+      end)
+      opero.timeout(5, coroutine.yield)
+    end)
+    assert.matches("cannot yield out of", select(2, pcall(guest)))
+    opero.sleep(10)
+    assert.equal(10, opero.now())
+    assert.is_true(child_ended)
+  end))
+end)

@@ -3,6 +3,7 @@
 local support = require "spec.runtime.support"
 
 local prelude = [[
+local dirent = require "posix.dirent"
 local function process()
   local facts = {}
   for line in io.lines "/proc/self/status" do
@@ -11,9 +12,12 @@ local function process()
       facts[#facts + 1] = key .. " " .. value
     end
   end
-  local list = io.popen "ls /proc/$PPID/fd" -- the same in each list
-  facts[#facts + 1] = (list:read "a":gsub("\n", " "))
-  list:close()
+  local fds = {}
+  for name in dirent.files "/proc/self/fd" do -- with the one that reads the list, in each list
+    fds[#fds + 1] = name
+  end
+  table.sort(fds)
+  facts[#facts + 1] = table.concat(fds, " ")
   return table.concat(facts, "\n")
 end
 local function globals()

@@ -12,6 +12,9 @@ INSTALL ?= install
 CLANG_FORMAT ?= clang-format
 OBJCOPY ?= objcopy
 
+ifneq ($(filter-out epoll poll,$(REACTOR)),)
+  $(error REACTOR=$(REACTOR): expected epoll (the default on Linux) or poll)
+endif
 variant := $(if $(filter poll,$(REACTOR)),poll) $(if $(SANITIZE),sanitize) $(if $(STRICT),strict)
 empty :=
 space := $(empty) $(empty)

@@ -62,6 +62,7 @@ for_test() {
     need lua-check command -v luacheck
     need luarocks command -v luarocks
     need pkg-config command -v pkg-config
+    need g++ command -v c++
     need clang-format command -v clang-format
 }
 

@@ -370,13 +370,9 @@ static int scope_cancel_(lua_State *L) {
 
 static int call_traceback(lua_State *L) {
     lua_settop(L, 1);
-    lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_ERROR);
-    if (lua_rawequal(L, 1, -1)) {
-        lua_getiuservalue(L, UPVALUE_RUNTIME, RUNTIME_TRACEBACK);
-        if (lua_isstring(L, -1))
-            return 1;
-    }
-    luaL_traceback(L, L, NULL, 1);
+    runtime_push_noted(L, 1);
+    if (lua_isnil(L, -1))
+        luaL_traceback(L, L, NULL, 1);
     return 1;
 }
 

@@ -11,21 +11,18 @@ bool is_cancellation(lua_State *L, int index) {
     return is_it;
 }
 
-/* The scopes of a task that a cancellation from outside reaches begin here: those inside a shield
- * are spared. */
-static Scope *unshielded(const Task *task) {
+/* The scopes of a task that a cancellation from `origin` (NULL: from outside) reaches begin here:
+ * those inside a shield are spared. */
+static Scope *unshielded(const Task *task, const Scope *origin) {
     Scope *first = task->scope;
-    for (Scope *scope = task->scope; scope != NULL; scope = scope->outer)
+    for (Scope *scope = task->scope; scope != origin; scope = scope->outer)
         if (scope->kind == SCOPE_SHIELD)
             first = scope->outer;
     return first;
 }
 
 static bool is_shielded(const Task *task) {
-    for (Scope *scope = task->scope; scope != NULL; scope = scope->outer)
-        if (scope->kind == SCOPE_SHIELD)
-            return true;
-    return false;
+    return unshielded(task, NULL) != task->scope;
 }
 
 static int set_note(lua_State *L) { /* anchors; task or scope, as a light userdata; error */
@@ -169,7 +166,7 @@ static Task *first_child(Scope *scope) {
 
 /* Walks the tasks below `top`, parents first, without recursion: trees may be deep. */
 static Task *next_below(const Scope *top, Task *task) {
-    Task *child = first_child(unshielded(task));
+    Task *child = first_child(unshielded(task, NULL));
     if (child != NULL)
         return child;
     for (;;) {
@@ -203,7 +200,7 @@ bool task_cancel(lua_State *L, Runtime *runtime, Task *task) {
     if ((task->flags & TASK_IS_CANCELLED) == 0)
         note(L, task);
     mark(task);
-    for (Scope *scope = unshielded(task); scope != NULL; scope = scope->outer)
+    for (Scope *scope = unshielded(task, NULL); scope != NULL; scope = scope->outer)
         cancel_children(L, runtime, scope);
     if (!is_shielded(task))
         interrupt(L, runtime, task);
@@ -221,10 +218,7 @@ void scope_cancel(lua_State *L, Runtime *runtime, Scope *scope) {
         cancel_children(L, runtime, scope);
         return;
     }
-    first = owner->scope;
-    for (Scope *inner = owner->scope; inner != scope; inner = inner->outer)
-        if (inner->kind == SCOPE_SHIELD)
-            first = inner->outer;
+    first = unshielded(owner, scope);
     if (first == owner->scope)
         interrupt(L, runtime, owner);
     else

@@ -173,28 +173,24 @@ int task_suspend(lua_State *L, Runtime *runtime, Task *task, const WaitKind *kin
                  void *object, int64_t deadline_ns, lua_KFunction k) {
     Loop *loop = runtime->loop;
     task->wait = kind;
+    task->object = object;
     task->handed = 0;
     if ((task->flags & TASK_HAS_CANCEL) != 0 && !kind->is_uninterruptible &&
         task_push_cancellation(L, task)) {
         /* by way of the run queue, so that a task which swallows its cancellation again and
          * again does not keep the others from running */
         lua_pop(L, 1);
-        if (kind->leave != NULL) {
-            task->object = object;
+        if (kind->leave != NULL)
             kind->leave(loop, task);
-        }
         task->wait = &wait_yield;
         task->wake = WAKE_CANCEL;
         make_ready(loop, task);
     } else {
         if (deadline_ns != CLOCK_NEVER && !timers_add(&loop->timers, &task->timer, deadline_ns)) {
-            if (kind->leave != NULL) {
-                task->object = object;
+            if (kind->leave != NULL)
                 kind->leave(loop, task);
-            }
             return luaL_error(L, "not enough memory");
         }
-        task->object = object;
         if (list != NULL)
             list_append(list, &task->link);
         task->state = TASK_SUSPENDED;

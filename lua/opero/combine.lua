@@ -16,7 +16,7 @@ local function is_task(value)
 end
 
 -- A list of the entries, each checked.
-local function check_entries(entries, name)
+local function check_entries(entries, name, at_least)
   if type(entries) ~= "table" or check.is_callable(entries) then
     check.fail(name, entries, "a list of functions or tasks")
   end
@@ -27,6 +27,9 @@ local function check_entries(entries, name)
       check.fail(check.join(name, i), entry, "a function or a task")
     end
     list[i] = entry
+  end
+  if #list < at_least then
+    check.fail(name, entries, "at least one function or task")
   end
   return list
 end
@@ -72,7 +75,7 @@ end
 ---@param entries (function|opero.Task)[]
 ---@return table results the first result of each, in order, with n
 function combine.all(entries)
-  entries = check_entries(entries, "all")
+  entries = check_entries(entries, "all", 0)
   local results, missing, failure = { n = #entries }, #entries, nil
   local _ <close> = tasks_among(entries)
   core.scope(function(scope)
@@ -132,10 +135,7 @@ end
 ---@param entries (function|opero.Task)[]
 ---@return any ...
 function combine.any(entries)
-  entries = check_entries(entries, "any")
-  if #entries == 0 then
-    check.fail("any", entries, "at least one function or task")
-  end
+  entries = check_entries(entries, "any", 1)
   local failures = { n = #entries }
   local results = run_until_decided(entries, "any", function(i, results, err)
     failures[i] = err
@@ -152,10 +152,7 @@ end
 ---@param entries (function|opero.Task)[]
 ---@return any ...
 function combine.race(entries)
-  entries = check_entries(entries, "race")
-  if #entries == 0 then
-    check.fail("race", entries, "at least one function or task")
-  end
+  entries = check_entries(entries, "race", 1)
   local first = run_until_decided(entries, "race", function(_, results, err)
     return results or { failed = true, err = err }
   end)

@@ -156,7 +156,7 @@ describe("packaging #once", function()
       local path = bare_path("stubbed", {
         id = "echo 0",
         ["lua5.4"] = "case $2 in *busted*) exit 1;; esac",
-        make = "", cc = "", luacheck = "", luarocks = "", ["pkg-config"] = "",
+        make = "", cc = "", luacheck = "", luarocks = "", ["pkg-config"] = "", ["c++"] = "",
         ["clang-format"] = "",
         ["apt-get"] = ("echo \"$@\" >>'%s/asked'"):format(folder),
       })

@@ -33,10 +33,7 @@ static void generator_fail(lua_State *L, lua_State *coroutine) {
         return; /* it was not its own: the generator was running already, or had ended */
     lua_pushvalue(L, -1);
     lua_xmove(L, coroutine, 1);
-    if (runtime_close_thread(L, coroutine) != LUA_OK) {
-        lua_pop(L, 1);
-        lua_xmove(coroutine, L, 1);
-    }
+    runtime_close_over(L, coroutine);
 }
 
 /* Whether the generator, which has just come back, has left a scope open in its caller's task. What a

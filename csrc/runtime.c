@@ -104,6 +104,35 @@ int runtime_close_thread(lua_State *L, lua_State *coroutine) {
 #endif
 }
 
+void runtime_close_over(lua_State *L, lua_State *coroutine) {
+    if (runtime_close_thread(L, coroutine) != LUA_OK) {
+        lua_pop(L, 1);
+        lua_xmove(coroutine, L, 1);
+    }
+}
+
+void runtime_pack(lua_State *L, int first) {
+    int count = lua_gettop(L) - first + 1;
+    luaL_checkstack(L, 2, "too many values");
+    lua_createtable(L, count, 1);
+    lua_insert(L, first);
+    lua_pushinteger(L, count);
+    lua_setfield(L, first, "n");
+    for (; count > 0; count--)
+        lua_rawseti(L, first, count);
+}
+
+int runtime_unpack(lua_State *L, int index) {
+    lua_Integer count;
+    lua_getfield(L, index, "n");
+    count = lua_tointeger(L, -1);
+    lua_pop(L, 1);
+    luaL_checkstack(L, (int)count, "too many values");
+    for (lua_Integer i = 1; i <= count; i++)
+        lua_rawgeti(L, index, i);
+    return (int)count;
+}
+
 static int warn_of(lua_State *L) { /* what, as a light userdata; a value */
     const char *text = luaL_tolstring(L, 2, NULL);
     lua_warning(L, "opero: ", 1);

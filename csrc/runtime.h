@@ -212,8 +212,17 @@ void runtime_push_noted(lua_State *L, int error);
 /* A message handler for lua_pcall: leaves the value alone and notes the traceback. */
 int runtime_note_error(lua_State *L);
 
+/* Replaces the values from stack index `first` on by a table of them, with n. For any C function. */
+void runtime_pack(lua_State *L, int first);
+
+/* Pushes the values of such a table, which is at `index`; returns their number. */
+int runtime_unpack(lua_State *L, int index);
+
 /* Closes a coroutine that L may close; returns its status, as lua_closethread does. */
 int runtime_close_thread(lua_State *L, lua_State *coroutine);
+
+/* The same; an error it is left with replaces the value at the top of the stack. */
+void runtime_close_over(lua_State *L, lua_State *coroutine);
 
 /* A random number in [0, 1): seeded in a simulation, from the system otherwise. */
 double runtime_random(Runtime *runtime);

@@ -7,14 +7,6 @@
 #define CHANNEL "opero.Channel"
 #define EVENT "opero.Event"
 
-/* Enters the task that may suspend, or returns the results of calling `function` as a task. */
-#define ENTER_OR_CALL(L, runtime, me, what, function)                                              \
-    do {                                                                                           \
-        (me) = task_enter(L, runtime, what);                                                       \
-        if ((me) == NULL)                                                                          \
-            return loop_call(L, runtime, function);                                                \
-    } while (0)
-
 /* A thing for which tasks still wait is collected only after their coroutines were closed by hand
  * (a stack that waits for it refers to it): let them run, and end by that. */
 static void release_waiters(Runtime *runtime, Link *waiters) {
@@ -64,7 +56,9 @@ static int semaphore_acquire(lua_State *L) {
         return 1;
     }
     lua_settop(L, 2);
-    ENTER_OR_CALL(L, runtime, me, wait_acquire.name, semaphore_acquire);
+    me = task_enter(L, runtime, wait_acquire.name);
+    if (me == NULL)
+        return loop_call(L, runtime, semaphore_acquire);
     return task_suspend(L, runtime, me, &wait_acquire, &semaphore->waiters, semaphore, deadline_ns,
                         semaphore_acquired);
 }
@@ -335,7 +329,9 @@ static int channel_receive(lua_State *L) { /* channel, timeout */
     }
     if (channel->is_closed)
         return push_end(L);
-    ENTER_OR_CALL(L, runtime, me, wait_receive.name, channel_receive);
+    me = task_enter(L, runtime, wait_receive.name);
+    if (me == NULL)
+        return loop_call(L, runtime, channel_receive);
     return task_suspend(L, runtime, me, &wait_receive, &channel->receivers, channel, deadline_ns,
                         channel_received);
 }
@@ -419,7 +415,9 @@ static int event_wait(lua_State *L) {
         return 1;
     }
     lua_settop(L, 2);
-    ENTER_OR_CALL(L, runtime, me, wait_event.name, event_wait);
+    me = task_enter(L, runtime, wait_event.name);
+    if (me == NULL)
+        return loop_call(L, runtime, event_wait);
     return task_suspend(L, runtime, me, &wait_event, &event->waiters, event, deadline_ns,
                         event_waited);
 }

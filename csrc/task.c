@@ -39,13 +39,7 @@ static int body_ended(lua_State *L, int status, lua_KContext context) {
     }
     if (count <= 1)
         return count;
-    luaL_checkstack(L, 2, "too many results");
-    lua_createtable(L, count, 1);
-    lua_insert(L, 2);
-    lua_pushinteger(L, count);
-    lua_setfield(L, 2, "n");
-    for (; count > 0; count--)
-        lua_rawseti(L, 2, count);
+    runtime_pack(L, 2);
     lua_pushlightuserdata(L, (void *)&SEVERAL_KEY);
     lua_insert(L, 2);
     return 2;
@@ -375,16 +369,6 @@ static void end_body(lua_State *L, Runtime *runtime, Loop *loop, Task *task, Tas
         task = settle(L, runtime, loop, task);
 }
 
-/* Runs the pending closes of a coroutine that is dead or will never run again; they cannot suspend
- * there. An error that is left replaces the value at the top of the stack. */
-static void close_coroutine(lua_State *L, lua_State *coroutine) {
-    int status = runtime_close_thread(L, coroutine);
-    if (status != LUA_OK) {
-        lua_pop(L, 1);
-        lua_xmove(coroutine, L, 1);
-    }
-}
-
 /* The function did not end by itself: memory was short at an awkward moment, or other code yielded,
  * resumed or closed the coroutine by hand. Pushes the error. */
 static void fail(lua_State *L, Loop *loop, Task *task, int status) {
@@ -398,7 +382,7 @@ static void fail(lua_State *L, Loop *loop, Task *task, int status) {
         lua_xmove(L, coroutine, 1); /* stays there too: closing looks for it */
     }
     scope_collapse(L, loop, task, NULL);
-    close_coroutine(L, coroutine);
+    runtime_close_over(L, coroutine); /* where nothing can suspend */
 }
 
 /* The coroutine has returned, or died: `status` and `count` are those of lua_resume. */
@@ -522,19 +506,8 @@ int task_deliver(lua_State *L, Runtime *runtime, int index) {
     if (task->state == TASK_FAILED && task->home != NULL && task->home->kind != SCOPE_GROUP)
         scope_forget_failure(L, runtime, task);
     lua_getiuservalue(L, index, 1);
-    if (task->state == TASK_DONE) {
-        lua_Integer count;
-        int table = lua_gettop(L);
-        if (outcome == OUTCOME_VALUE)
-            return 1;
-        lua_getfield(L, table, "n");
-        count = lua_tointeger(L, -1);
-        lua_pop(L, 1);
-        luaL_checkstack(L, (int)count, "too many results");
-        for (lua_Integer i = 1; i <= count; i++)
-            lua_rawgeti(L, table, i);
-        return (int)count;
-    }
+    if (task->state == TASK_DONE)
+        return outcome == OUTCOME_VALUE ? 1 : runtime_unpack(L, lua_gettop(L));
     if (outcome == OUTCOME_TABLE) {
         lua_rawgeti(L, -1, 1);
         lua_rawgeti(L, -2, 2);
@@ -557,7 +530,7 @@ static void close_killed(lua_State *L, Task *task) {
     lua_State *coroutine = task->coroutine;
     task->coroutine = NULL;
     lua_pushnil(L);
-    close_coroutine(L, coroutine);
+    runtime_close_over(L, coroutine); /* where nothing can suspend */
     lua_pushcfunction(L, warn_of_error);
     lua_insert(L, -2);
     if (lua_isnil(L, -1))

@@ -148,17 +148,11 @@ static const WaitKind wait_callback = {.name = "opero.await (a callback)", .leav
 static int resume_callback(lua_State *L) {
     Runtime *runtime = runtime_of(L);
     Callback *callback = lua_touserdata(L, UPVALUE_OWN);
-    int count = lua_gettop(L);
     if (callback->is_used) {
         lua_pushboolean(L, false);
         return 1;
     }
-    lua_createtable(L, count, 1);
-    lua_insert(L, 1);
-    lua_pushinteger(L, count);
-    lua_setfield(L, 1, "n");
-    for (; count > 0; count--)
-        lua_rawseti(L, 1, count);
+    runtime_pack(L, 1);
     lua_setiuservalue(L, UPVALUE_OWN, 1);
     callback->is_used = true;
     if (callback->task != NULL)
@@ -169,14 +163,8 @@ static int resume_callback(lua_State *L) {
 }
 
 static int callback_came(lua_State *L) {
-    lua_Integer count;
     lua_getiuservalue(L, 1, 1);
-    lua_getfield(L, -1, "n");
-    count = lua_tointeger(L, -1);
-    luaL_checkstack(L, (int)count, "too many values");
-    for (lua_Integer i = 1; i <= count; i++)
-        lua_rawgeti(L, 2, i);
-    return (int)count;
+    return runtime_unpack(L, 2);
 }
 
 static int callback_waited(lua_State *L, int status, lua_KContext context) {

@@ -5,15 +5,17 @@ local measure = {}
 ---Resident memory of this process: VmRSS, the counter that /proc/self/statm gives in pages.
 ---Garbage is collected first, so that only what is alive counts, unless `dirty` is set.
 ---@param dirty? boolean
+---@param pid? integer of another process, whose garbage is left alone
 ---@return number bytes
-function measure.rss(dirty)
+function measure.rss(dirty, pid)
   if not dirty then
     collectgarbage()
     collectgarbage()
   end
-  local file <close> = io.open("/proc/self/status")
+  local path = ("/proc/%s/status"):format(pid or "self")
+  local file <close> = io.open(path)
   local kib = file and file:read("a"):match("VmRSS:%s*(%d+) kB")
-  return kib and tonumber(kib) * 1024 or measure.missing "no /proc/self/status here"
+  return kib and tonumber(kib) * 1024 or measure.missing("no " .. path .. " here")
 end
 
 ---@param list number[] is sorted in place

@@ -12,6 +12,12 @@ rows:      %s (default: all of them)
 --rounds=N how often each thing is measured (default: 3); the median counts
 ]]
 
+local LEGEND = [[
+
+Ratio: how many times as good Opero is. Memory is the growth of VmRSS, per task; of imap, in all.
+Executor is Python's concurrent.futures.ProcessPoolExecutor, Pool its multiprocessing.Pool, both
+forked; bare fork: two processes that are sent nothing. Pools have two workers.]]
+
 local here = arg[0]:match("^(.*)/[^/]*$") or "."
 local top = here .. "/.."
 
@@ -72,30 +78,46 @@ local function lua(name, file)
   return { name = name, command = LUA .. quote(here .. "/" .. file) .. " " }
 end
 
+---@param name string
+---@param module string what a python3 must have
+---@param file string
+---@param how? string its first argument
+---@return Program
+local function python_peer(name, module, file, how)
+  return {
+    name = name,
+    why = ("no python3 with %s on the PATH"):format(module),
+    command = function()
+      local start = python(module)
+      return start and ("%s%s %s"):format(start, quote(here .. "/peers/" .. file), how or "")
+    end,
+  }
+end
+
+---@param method string of one of Python's pools
+---@return Program
+local function python_pool(method)
+  return python_peer(method, "multiprocessing", "pool_peer.py", quote(method) .. " ")
+end
+
 ---@type table<string, Program>
 local programs = {
   opero = lua("Opero", "ours.lua"),
+  opero_pool = lua("Opero", "ours_pool.lua"),
   cqueues = lua("cqueues", "peers/cqueues.lua"),
   copas = lua("copas", "peers/copas.lua"),
   luv = lua("luv", "peers/luv.lua"),
   bare_lua = lua("bare Lua", "peers/bare.lua"),
   bare_c = { name = "bare C", why = "no C compiler or no Lua headers", command = bare_c },
-  asyncio = {
-    name = "asyncio",
-    why = "no python3 with asyncio on the PATH",
-    command = function()
-      local start = python("asyncio")
-      return start and start .. quote(here .. "/peers/asyncio_peer.py") .. " "
-    end,
-  },
-  tenacity = {
-    name = "tenacity",
-    why = "no python3 with tenacity on the PATH",
-    command = function()
-      local start = python("tenacity")
-      return start and start .. quote(here .. "/peers/tenacity_peer.py") .. " "
-    end,
-  },
+  bare_fork = lua("bare fork", "peers/fork.lua"),
+  asyncio = python_peer("asyncio", "asyncio", "asyncio_peer.py"),
+  tenacity = python_peer("tenacity", "tenacity", "tenacity_peer.py"),
+  executor = python_pool("Executor"),
+  executor_map = python_pool("Executor.map"),
+  pool = python_pool("Pool"),
+  pool_apply = python_pool("Pool.apply"),
+  pool_imap = python_pool("Pool.imap"),
+  pool_map = python_pool("Pool.map"),
 }
 
 ---@param program Program
@@ -107,14 +129,31 @@ local function command_of(program)
   return program.command
 end
 
--- The rows --------------------------------------------------------------------------------------
+-- What is measured ------------------------------------------------------------------------------
+
+local rows_for = dofile(here .. "/rows.lua")
 
 -- What a measurement gives: which value counts, whether more of it is better, how it is printed.
 local kinds = {
   rate = {
     more = true,
     show = function(v)
+      if v.rate < 1e5 then
+        return ("%.1f k/s"):format(v.rate / 1e3)
+      end
       return ("%.2f M/s"):format(v.rate / 1e6)
+    end,
+  },
+  throughput = {
+    more = true,
+    show = function(v)
+      return ("%.2f GB/s"):format(v.throughput / 1e9)
+    end,
+  },
+  speedup = {
+    more = true,
+    show = function(v)
+      return ("%.2fx alone"):format(v.speedup)
     end,
   },
   mean = {
@@ -132,189 +171,22 @@ local kinds = {
       return ("%.0f ns"):format(v.ns)
     end,
   },
+  us = {
+    show = function(v)
+      return ("%.1f us, p99 %.0f"):format(v.us, v.p99)
+    end,
+  },
+  ms = {
+    show = function(v)
+      return ("%.2f ms"):format(v.ms)
+    end,
+  },
   growth = {
     show = function(v)
       return ("%+.1f MiB in %.1f s"):format(v.growth / 2 ^ 20, v.seconds)
     end,
   },
 }
-
----@class Goal
----@field text string
----@field than? string the peer that `ratio` is meant against
----@field ratio? number
----@field max? number the most that the value may be
-
----@class Row
----@field key string as given on the command line
----@field kind string a key of kinds
----@field peers string[] keys of programs
----@field variants { what: string, args: string, goal?: Goal }[] what Opero is asked to do
----@field peer_args? string where a peer is asked for something else than the first variant
-
-local function times(ratio, peer)
-  return { text = ("%gx %s"):format(ratio, peer), than = peer, ratio = ratio }
-end
-
-local ALL = { "cqueues", "copas", "luv", "asyncio", "bare_lua", "bare_c" }
-local LOOPS = { "cqueues", "copas", "luv", "asyncio" }
-
----@param quick boolean
----@return Row[]
-local function rows_for(quick)
-  local function n(full, small)
-    return quick and small or full
-  end
-  local timers, sleepers = n(100000, 10000), n(100000, 20000)
-  local calls, items = n(2000000, 100000), n(10000000, 200000)
-  local alive = n(200000, 20000)
-  return {
-    {
-      key = "spawn",
-      kind = "rate",
-      peers = ALL,
-      variants = {
-        {
-          what = ("spawn and finish, %d k alive"):format(alive // 1000),
-          args = ("spawn %d"):format(alive),
-          goal = times(2, "cqueues"),
-        },
-      },
-    },
-    {
-      key = "empty",
-      kind = "rate",
-      peers = { "cqueues", "asyncio", "bare_c" },
-      variants = {
-        {
-          what = "the same, nothing suspends",
-          args = ("empty %d"):format(alive),
-        },
-      },
-    },
-    {
-      key = "beside",
-      kind = "rate",
-      peers = { "cqueues", "luv", "asyncio" },
-      variants = {
-        {
-          what = ("spawn and finish, beside %d k"):format(alive // 1000),
-          args = ("beside %d %d"):format(alive, n(1000000, 20000)),
-        },
-      },
-    },
-    {
-      key = "switch",
-      kind = "rate",
-      peers = ALL,
-      variants = {
-        {
-          what = "switch among 100 tasks",
-          args = ("switch 100 %d"):format(n(4000000, 200000)),
-          goal = times(5, "cqueues"),
-        },
-      },
-    },
-    {
-      key = "switch2",
-      kind = "rate",
-      peers = ALL,
-      variants = {
-        {
-          what = "switch between 2 tasks",
-          args = ("switch 2 %d"):format(n(4000000, 200000)),
-          goal = times(5, "cqueues"),
-        },
-      },
-    },
-    {
-      key = "timers",
-      kind = "mean",
-      peers = LOOPS,
-      variants = {
-        {
-          what = ("%d k timers over 1 s: lateness"):format(timers // 1000),
-          args = ("timers %d %d"):format(timers, n(2, 1)),
-          goal = { text = "mean < 1 ms", max = 0.001 },
-        },
-      },
-    },
-    {
-      key = "burst",
-      kind = "mean",
-      peers = LOOPS,
-      variants = {
-        {
-          what = "the same, set in that second",
-          args = ("timers %d 0"):format(timers),
-        },
-      },
-    },
-    {
-      key = "memory",
-      kind = "bytes",
-      peers = { "cqueues", "copas", "luv", "asyncio", "bare_lua" },
-      variants = {
-        {
-          what = "a sleeping task: resident memory",
-          args = ("memory %d"):format(sleepers),
-        },
-      },
-    },
-    {
-      key = "asked",
-      kind = "bytes",
-      peers = {},
-      variants = {
-        {
-          what = "a sleeping task: memory asked for",
-          args = ("asked %d"):format(sleepers),
-          goal = { text = "1.3 KiB", max = 1.3 * 1024 },
-        },
-      },
-    },
-    {
-      key = "call",
-      kind = "ns",
-      peers = { "bare_lua", "tenacity" },
-      peer_args = ("call %d"):format(n(2000000, 20000) // 10),
-      variants = {
-        { what = "call: bare pcall, in a task", args = ("call pcall %d task"):format(calls) },
-        { what = "call: FallbackChain, main chunk", args = ("call chain %d main"):format(calls) },
-        { what = "call: FallbackChain, in a task", args = ("call chain %d task"):format(calls) },
-        {
-          what = "call: retry + fallback, main chunk",
-          args = ("call retry %d main"):format(calls),
-          goal = { text = "300 ns", max = 300 },
-        },
-        {
-          what = "call: retry + fallback, in a task",
-          args = ("call retry %d task"):format(calls),
-          goal = { text = "300 ns", max = 300 },
-        },
-        {
-          what = "call: the same by the decorator",
-          args = ("call decorator %d task"):format(calls),
-          goal = { text = "300 ns", max = 300 },
-        },
-        { what = "call: all four, main chunk", args = ("call all %d main"):format(calls) },
-        { what = "call: all four, in a task", args = ("call all %d task"):format(calls) },
-      },
-    },
-    {
-      key = "imap",
-      kind = "growth",
-      peers = {},
-      variants = {
-        {
-          what = ("imap over %g M items: memory"):format(items / 1e6),
-          args = ("imap %d"):format(items),
-          goal = { text = "constant", max = 4 * 2 ^ 20 },
-        },
-      },
-    },
-  }
-end
 
 -- Measuring -------------------------------------------------------------------------------------
 
@@ -382,7 +254,7 @@ end
 
 -- The table -------------------------------------------------------------------------------------
 
-local FORMAT = "%-36s %-22s %-9s %-22s %7s  %-12s %s"
+local FORMAT = "%-36s %-22s %-12s %-22s %7s  %-12s %s"
 
 local function line(...)
   print((FORMAT:format(...):gsub("%s+$", "")))
@@ -394,6 +266,8 @@ local function met(goal, kind, values, ratio)
   local fine
   if goal.max then
     fine = values[kind] <= goal.max
+  elseif goal.min then
+    fine = values[kind] >= goal.min
   else
     fine = ratio >= goal.ratio
   end
@@ -441,23 +315,43 @@ local function show(variant, one, peers, kind)
 end
 
 ---@param row Row
+---@param variant Variant
+---@param name string a peer, a key of programs
+---@return string args
+local function args_of_peer(row, variant, name)
+  local args = row.peer_args
+  if type(args) == "table" then
+    args = args[name]
+  end
+  return args or (row.apart and variant or row.variants[1]).args
+end
+
+---@param row Row
 ---@return boolean ok whether Opero could be measured
 local function run(row, rounds)
-  local all, own, peers = {}, {}, {}
-  for _, variant in ipairs(row.variants) do
-    local one = { program = programs.opero, args = variant.args }
-    table.insert(own, one)
-    table.insert(all, one)
+  local all, known = {}, {}
+  local function contestant(program, args)
+    local id = program .. " " .. args
+    if not known[id] then
+      known[id] = { program = programs[program], args = args }
+      table.insert(all, known[id])
+    end
+    return known[id]
   end
-  for _, name in ipairs(row.peers) do
-    local one = { program = programs[name], args = row.peer_args or row.variants[1].args }
-    table.insert(peers, one)
-    table.insert(all, one)
+  local own, peers = {}, {}
+  for i, variant in ipairs(row.variants) do
+    own[i] = contestant(row.program or "opero", variant.args)
+  end
+  for i, variant in ipairs(row.variants) do
+    peers[i] = {}
+    for _, name in ipairs(variant.peers or row.peers) do
+      table.insert(peers[i], contestant(name, args_of_peer(row, variant, name)))
+    end
   end
   compete(all, row.kind, rounds)
   local ok = true
   for i, variant in ipairs(row.variants) do
-    show(variant, own[i], peers, row.kind)
+    show(variant, own[i], peers[i], row.kind)
     ok = ok and own[i].values ~= nil
   end
   return ok
@@ -523,7 +417,7 @@ local function main(words)
       ok = run(row, rounds or (quick and 1 or 3)) and ok
     end
   end
-  print("\nRatio: how many times as good Opero is. Memory is the growth of VmRSS, per task.")
+  print(LEGEND)
   return ok
 end
 

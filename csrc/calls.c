@@ -94,7 +94,7 @@ static int call_current(lua_State *L) {
 static int call_yield(lua_State *L) {
     Runtime *runtime = runtime_of(L);
     Task *me = task_enter(L, runtime, "opero.yield");
-    return me != NULL ? task_yield(L, runtime, me) : loop_call(L, runtime, call_yield);
+    return me != NULL ? task_yield(L, runtime, me, NULL) : loop_call(L, runtime, call_yield);
 }
 
 static const WaitKind wait_sleep = {.name = "opero.sleep"};
@@ -112,7 +112,7 @@ static int call_sleep(lua_State *L) {
     if (me == NULL)
         return loop_call(L, runtime, call_sleep);
     if (duration_ns == 0)
-        return task_yield(L, runtime, me);
+        return task_yield(L, runtime, me, NULL);
     deadline_ns = clock_add_ns(clock_now_ns(&runtime->loop->clock), duration_ns);
     if (deadline_ns == CLOCK_NEVER && !runtime->loop->is_simulated)
         deadline_ns--; /* until cancelled or interrupted: not a deadlock */

@@ -69,6 +69,8 @@ typedef struct CodecEncoding {
      * 0 to 2^32 - 1, that is their value. Functions, tables, userdata and threads are looked up. 0:
      * none. */
     int known;
+    /* Those from this number on count as unknown all the same. 0: no limit. */
+    uint32_t known_limit;
     /* Index of a table; long strings then become segments instead of being copied, and are kept
      * alive in there: that of message->segments[i] at [i + 1]. 0: copy. */
     int anchors;
@@ -95,6 +97,29 @@ void codec_encode(lua_State *L, int first, int count, CodecMessage *message,
  * however hostile they are. (It cannot help that Lua's tables have keys that collide.) May call
  * `require`. `options` may be NULL. */
 int codec_decode(lua_State *L, const char *bytes, size_t length, const CodecDecoding *options);
+
+#define CODEC_VERSION 1
+#define CODEC_COUNT_WIDE 0xff /* the count follows in 4 bytes */
+
+/* ---- scalars on their own ---------------------------------------------------------------------- *
+ *
+ * For many small values, one after the other. A message of fewer than CODEC_COUNT_WIDE scalars is
+ * the version, their number, each in a byte, and they. */
+
+#define CODEC_SCALAR_MAX 65 /* bytes of one */
+
+/* Writes the value at `index` to where there is room for CODEC_SCALAR_MAX bytes, if it is nil, a
+ * boolean, a number or a short string. Returns how many bytes it takes, 0 for any other. */
+size_t codec_put_scalar(lua_State *L, int index, char *to);
+
+/* How many bytes the scalar takes that stands at `bytes`; 0 when there is none, or not all of it. */
+size_t codec_scalar_length(const char *bytes, size_t length);
+
+/* Pushes the scalar that stands at `bytes`, of that length, and returns it; 0 when there is none. */
+size_t codec_get_scalar(lua_State *L, const char *bytes, size_t length);
+
+/* Not the first byte of any scalar. */
+#define CODEC_NO_SCALAR 0x0c
 
 /* Makes room for `length` more bytes; false when there is no memory for it. */
 bool codec_message_reserve(CodecMessage *message, size_t length);

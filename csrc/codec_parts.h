@@ -14,9 +14,6 @@
 
 #pragma GCC visibility push(hidden)
 
-#define CODEC_VERSION 1
-#define CODEC_COUNT_WIDE 0xff /* the count follows in 4 bytes */
-
 enum {
     TAG_NIL,
     TAG_FALSE,

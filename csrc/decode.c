@@ -323,10 +323,75 @@ static void read_upvalue(Decoder *d, const DecodeFrame *frame) {
 
 /* ---- values ------------------------------------------------------------------------------------ */
 
-static inline lua_Number take_number(Decoder *d) {
-    lua_Number number;
-    memcpy(&number, take(d, sizeof number), sizeof number);
-    return number;
+size_t codec_scalar_length(const char *bytes, size_t length) {
+    static const uint8_t lengths[] = {
+        [TAG_NIL] = 1,   [TAG_FALSE] = 1, [TAG_TRUE] = 1,  [TAG_INT8] = 2,
+        [TAG_INT16] = 3, [TAG_INT32] = 5, [TAG_INT64] = 9, [TAG_FLOAT] = 9};
+    unsigned tag;
+    size_t needed = 0;
+    if (length == 0)
+        return 0;
+    tag = (unsigned char)*bytes;
+    if (tag >= TAG_SMALL)
+        needed = 1;
+    else if (tag >= TAG_STRING)
+        needed = 1 + tag - TAG_STRING;
+    else if (tag < sizeof lengths)
+        needed = lengths[tag];
+    return needed <= length ? needed : 0;
+}
+
+size_t codec_get_scalar(lua_State *L, const char *bytes, size_t length) {
+    size_t taken = codec_scalar_length(bytes, length);
+    unsigned tag;
+    if (taken == 0)
+        return 0;
+    tag = (unsigned char)*bytes++;
+    if (tag >= TAG_SMALL) {
+        lua_pushinteger(L, (lua_Integer)tag - TAG_SMALL);
+        return taken;
+    }
+    if (tag >= TAG_STRING) {
+        lua_pushlstring(L, bytes, taken - 1);
+        return taken;
+    }
+    switch (tag) {
+    case TAG_NIL:
+        lua_pushnil(L);
+        break;
+    case TAG_FALSE:
+    case TAG_TRUE:
+        lua_pushboolean(L, tag == TAG_TRUE);
+        break;
+    case TAG_INT8:
+        lua_pushinteger(L, *(const signed char *)bytes);
+        break;
+    case TAG_INT16: {
+        int16_t value;
+        memcpy(&value, bytes, sizeof value);
+        lua_pushinteger(L, value);
+        break;
+    }
+    case TAG_INT32: {
+        int32_t value;
+        memcpy(&value, bytes, sizeof value);
+        lua_pushinteger(L, value);
+        break;
+    }
+    case TAG_INT64: {
+        int64_t value;
+        memcpy(&value, bytes, sizeof value);
+        lua_pushinteger(L, (lua_Integer)value);
+        break;
+    }
+    default: { /* TAG_FLOAT */
+        lua_Number value;
+        memcpy(&value, bytes, sizeof value);
+        lua_pushnumber(L, value);
+        break;
+    }
+    }
+    return taken;
 }
 
 /* Pushes what can be referred to. Returns whether a frame is to be opened for it. */
@@ -374,44 +439,15 @@ static bool read_referable(Decoder *d, int tag) {
 /* Pushes the next value. Returns whether a frame is to be opened for it. */
 static inline bool read_value(Decoder *d) {
     lua_State *L = d->L;
-    int tag = (int)take_u8(d);
+    size_t scalar = codec_get_scalar(L, d->at, left(d));
+    int tag;
     d->owed--;
-    if (tag >= TAG_SMALL) {
-        lua_pushinteger(L, tag - TAG_SMALL);
+    if (scalar > 0) {
+        d->at += scalar;
         return false;
     }
-    if (tag >= TAG_STRING) {
-        push_string(d, (size_t)(tag - TAG_STRING));
-        return false;
-    }
+    tag = (int)take_u8(d);
     switch (tag) {
-    case TAG_NIL:
-        lua_pushnil(L);
-        return false;
-    case TAG_FALSE:
-        lua_pushboolean(L, false);
-        return false;
-    case TAG_TRUE:
-        lua_pushboolean(L, true);
-        return false;
-    case TAG_INT8:
-        lua_pushinteger(L, (int8_t)take_u8(d));
-        return false;
-    case TAG_INT16: {
-        int16_t value;
-        memcpy(&value, take(d, sizeof value), sizeof value);
-        lua_pushinteger(L, value);
-        return false;
-    }
-    case TAG_INT32:
-        lua_pushinteger(L, (int32_t)take_u32(d));
-        return false;
-    case TAG_INT64:
-        lua_pushinteger(L, (lua_Integer)take_u64(d));
-        return false;
-    case TAG_FLOAT:
-        lua_pushnumber(L, take_number(d));
-        return false;
     case TAG_STRING8:
         push_string(d, take_u8(d));
         return false;
@@ -431,6 +467,8 @@ static inline bool read_value(Decoder *d) {
         malformed(d, "it has an upvalue where there is no function");
         return false;
     default:
+        if (tag < TAG_IS_SHARED || tag >= TAG_STRING)
+            malformed(d, "it is cut short");
         return read_referable(d, tag);
     }
 }

@@ -399,25 +399,62 @@ static void refuse_with_kind(Encoder *e, const char *why) {
 
 /* ---- scalars ----------------------------------------------------------------------------------- */
 
-static void put_integer(Encoder *e, lua_Integer value) {
-    if (value >= 0 && value <= SMALL_MAX)
-        put_tag(e, TAG_SMALL + (int)value);
-    else if (value >= INT8_MIN && value <= INT8_MAX) {
-        put_tag(e, TAG_INT8);
-        put_tag(e, (int)value);
+static inline char *write_bytes(char *at, int tag, const void *bytes, size_t length) {
+    *at++ = (char)tag;
+    memcpy(at, bytes, length);
+    return at + length;
+}
+
+static inline char *write_integer(char *at, lua_Integer value) {
+    if (value >= 0 && value <= SMALL_MAX) {
+        *at++ = (char)(TAG_SMALL + (int)value);
+    } else if (value >= INT8_MIN && value <= INT8_MAX) {
+        int8_t narrow = (int8_t)value;
+        at = write_bytes(at, TAG_INT8, &narrow, sizeof narrow);
     } else if (value >= INT16_MIN && value <= INT16_MAX) {
         int16_t narrow = (int16_t)value;
-        put_tag(e, TAG_INT16);
-        put_bytes(e, &narrow, sizeof narrow);
+        at = write_bytes(at, TAG_INT16, &narrow, sizeof narrow);
     } else if (value >= INT32_MIN && value <= INT32_MAX) {
         int32_t narrow = (int32_t)value;
-        put_tag(e, TAG_INT32);
-        put_bytes(e, &narrow, sizeof narrow);
+        at = write_bytes(at, TAG_INT32, &narrow, sizeof narrow);
     } else {
         int64_t wide = (int64_t)value;
-        put_tag(e, TAG_INT64);
-        put_bytes(e, &wide, sizeof wide);
+        at = write_bytes(at, TAG_INT64, &wide, sizeof wide);
     }
+    return at;
+}
+
+_Static_assert(CODEC_NO_SCALAR == TAG_GLOBALS, "one of the tags that no scalar begins with");
+_Static_assert(CODEC_SCALAR_MAX >= 1 + STRING_SHORT_MAX, "the longest scalar is a string");
+
+size_t codec_put_scalar(lua_State *L, int index, char *to) {
+    char *at = to;
+    switch (lua_type(L, index)) {
+    case LUA_TNIL:
+        *at++ = TAG_NIL;
+        break;
+    case LUA_TBOOLEAN:
+        *at++ = lua_toboolean(L, index) ? TAG_TRUE : TAG_FALSE;
+        break;
+    case LUA_TNUMBER:
+        if (lua_isinteger(L, index))
+            at = write_integer(at, lua_tointeger(L, index));
+        else {
+            lua_Number number = lua_tonumber(L, index);
+            at = write_bytes(at, TAG_FLOAT, &number, sizeof number);
+        }
+        break;
+    case LUA_TSTRING: {
+        size_t length;
+        const char *bytes = lua_tolstring(L, index, &length);
+        if (length <= STRING_SHORT_MAX)
+            at = write_bytes(at, TAG_STRING + (int)length, bytes, length);
+        break;
+    }
+    default:
+        break;
+    }
+    return (size_t)(at - to);
 }
 
 /* Notes a segment, if it may be one. The string is on the stack or in a table, at `index`. */
@@ -467,7 +504,8 @@ static void put_long_string(Encoder *e, int index, const char *bytes, size_t len
     put_bytes(e, bytes, length);
 }
 
-static inline void put_string(Encoder *e, int index) {
+/* Writes a string that is no scalar. */
+static void put_string(Encoder *e, int index) {
     size_t length;
     const char *bytes = lua_tolstring(e->L, index, &length);
     if (length > STRING8_MAX) {
@@ -475,43 +513,23 @@ static inline void put_string(Encoder *e, int index) {
         return;
     }
     make_room(e, 2 + length);
-    if (length <= STRING_SHORT_MAX)
-        put_tag(e, TAG_STRING + (int)length);
-    else {
-        put_tag(e, TAG_STRING8);
-        put_tag(e, (int)length);
-    }
+    put_tag(e, TAG_STRING8);
+    put_tag(e, (int)length);
     put_bytes(e, bytes, length);
 }
 
 /* Writes the value at `index` if it is one of those that hold no others and have no name. */
 static inline bool put_scalar(Encoder *e, int index) {
-    lua_State *L = e->L;
-    switch (lua_type(L, index)) {
-    case LUA_TNIL:
-        make_room(e, 1);
-        put_tag(e, TAG_NIL);
+    size_t length;
+    make_room(e, CODEC_SCALAR_MAX);
+    length = codec_put_scalar(e->L, index, e->at);
+    e->at += length;
+    if (length > 0)
         return true;
-    case LUA_TBOOLEAN:
-        make_room(e, 1);
-        put_tag(e, lua_toboolean(L, index) ? TAG_TRUE : TAG_FALSE);
-        return true;
-    case LUA_TNUMBER:
-        make_room(e, 9);
-        if (lua_isinteger(L, index))
-            put_integer(e, lua_tointeger(L, index));
-        else {
-            lua_Number number = lua_tonumber(L, index);
-            put_tag(e, TAG_FLOAT);
-            put_bytes(e, &number, sizeof number);
-        }
-        return true;
-    case LUA_TSTRING:
-        put_string(e, index);
-        return true;
-    default:
+    if (lua_type(e->L, index) != LUA_TSTRING)
         return false;
-    }
+    put_string(e, index);
+    return true;
 }
 
 /* ---- what travels by name ---------------------------------------------------------------------- */
@@ -592,7 +610,8 @@ static bool put_known(Encoder *e) {
     lua_rawget(L, e->options->known);
     id = lua_tointegerx(L, -1, &is_integer);
     lua_pop(L, 1);
-    if (!is_integer || id < 0 || id > UINT32_MAX)
+    if (!is_integer || id < 0 || id > UINT32_MAX ||
+        (e->options->known_limit != 0 && id >= e->options->known_limit))
         return false;
     make_room(e, 5);
     put_tag(e, TAG_KNOWN);

@@ -63,10 +63,17 @@ static bool is_interrupted(lua_State *L, Runtime *runtime) {
 
 /* ---- a turn --------------------------------------------------------------------------------- */
 
-static void wake_watchers(Loop *loop, Link *ready) {
+static void wake_watchers(lua_State *L, Loop *loop, Link *ready) {
     Link *link;
-    while ((link = list_pop(ready)) != NULL)
-        task_wake(loop, CONTAINER_OF(link, Watch, link)->owner, WAKE_OK, 0);
+    while ((link = list_pop(ready)) != NULL) {
+        Watch *watch = CONTAINER_OF(link, Watch, link);
+        if (watch->kind == WATCH_OF_TASK) {
+            task_wake(loop, watch->owner, WAKE_OK, 0);
+        } else {
+            Watcher *watcher = watch->owner;
+            watcher->ready(L, watcher);
+        }
+    }
 }
 
 static void expire_timers(lua_State *L, Runtime *runtime, Loop *loop) {
@@ -76,9 +83,12 @@ static void expire_timers(lua_State *L, Runtime *runtime, Loop *loop) {
         return;
     now_ns = clock_now_ns(&loop->clock);
     while ((timer = timers_expire(&loop->timers, now_ns)) != NULL) {
-        if (timer->kind == TIMER_OF_TASK)
+        if (timer->kind == TIMER_OF_TASK) {
             task_wake(loop, CONTAINER_OF(timer, Task, timer), WAKE_TIMEOUT, 0);
-        else
+        } else if (timer->kind == TIMER_OF_SERVICE) {
+            Alarm *alarm = CONTAINER_OF(timer, Alarm, timer);
+            alarm->rings(L, alarm);
+        } else
             scope_expire(L, runtime, CONTAINER_OF(timer, Scope, timer));
     }
 }
@@ -92,7 +102,7 @@ static Turn wait_for_events(lua_State *L, Runtime *runtime, Loop *loop, int64_t 
                                                    : 0;
     int64_t check_ns, timeout_ns;
     int status;
-    if (loop->reactor.watch_count == 0 && list_is_empty(&loop->reactor.stale)) {
+    if (loop->reactor.watch_count <= loop->idle_watches && list_is_empty(&loop->reactor.stale)) {
         if (next_ns == CLOCK_NEVER && limit_ns == CLOCK_NEVER)
             return TURN_DEADLOCK;
         if (loop->is_simulated) {
@@ -114,7 +124,7 @@ static Turn wait_for_events(lua_State *L, Runtime *runtime, Loop *loop, int64_t 
         timeout_ns == until_next_ns)
         clock_advance_ns(&loop->clock, next_ns);
     loop->resumptions = 0;
-    wake_watchers(loop, &ready);
+    wake_watchers(L, loop, &ready);
     if (is_interrupted(L, runtime))
         return TURN_ERROR;
     if (status > 0) {
@@ -125,7 +135,7 @@ static Turn wait_for_events(lua_State *L, Runtime *runtime, Loop *loop, int64_t 
 }
 
 /* Looks for descriptors that are ready, without waiting. */
-static void poll_events(Loop *loop) {
+static void poll_events(lua_State *L, Loop *loop) {
     Link ready;
     int64_t now_ns = clock_real_ns();
     if (loop->resumptions < POLL_RESUMPTIONS && now_ns - loop->polled_ns < POLL_INTERVAL_NS)
@@ -135,7 +145,7 @@ static void poll_events(Loop *loop) {
     reactor_wait(&loop->reactor, &ready, 0);
     loop->resumptions = 0;
     loop->polled_ns = now_ns;
-    wake_watchers(loop, &ready);
+    wake_watchers(L, loop, &ready);
 }
 
 /* Puts the ready tasks into random order (Fisher and Yates), to find races. */
@@ -156,12 +166,14 @@ static void shuffle(Runtime *runtime, Loop *loop) {
 
 static Turn turn(lua_State *L, Runtime *runtime, Loop *loop, int64_t limit_ns) {
     size_t count;
+    if (runtime->services_due > 0)
+        runtime_serve(L, runtime);
     if (loop->ready_count == 0) {
         Turn result = wait_for_events(L, runtime, loop, limit_ns);
         if (result != TURN_OK)
             return result;
     } else if (loop->reactor.watch_count > 0 || !list_is_empty(&loop->reactor.stale)) {
-        poll_events(loop);
+        poll_events(L, loop);
     }
     expire_timers(L, runtime, loop);
     count = loop->ready_count;
@@ -172,6 +184,8 @@ static Turn turn(lua_State *L, Runtime *runtime, Loop *loop, int64_t limit_ns) {
         reactor_mark_dirty(&loop->reactor);
     if (!task_run(L, runtime, loop, count) && is_interrupted(L, runtime))
         return TURN_ERROR;
+    if (runtime->services_due > 0)
+        runtime_serve(L, runtime);
     return TURN_OK;
 }
 
@@ -390,6 +404,7 @@ int loop_simulate(lua_State *L) {
     task_kill_below(L, runtime, loop, NULL); /* only after an error: else all have ended */
     if (scope_take_failures(L, runtime, &loop->orphans, 0))
         lua_pop(L, 1);
+    runtime_move_services(runtime, loop, &runtime->real);
     runtime->loop = &runtime->real;
     memcpy(runtime->random, random, sizeof random);
     loop_destroy(loop);
@@ -442,11 +457,11 @@ int loop_pollfd(lua_State *L) {
     return 1;
 }
 
-int64_t loop_until_deadline_ns(const Loop *loop) {
+int64_t loop_until_deadline_ns(const Runtime *runtime, const Loop *loop) {
     int64_t next_ns = timers_next_ns(&loop->timers);
     int64_t check_ns = reactor_check_due_ns(&loop->reactor);
     int64_t now_ns;
-    if (loop->ready_count > 0 || !list_is_empty(&loop->reactor.stale))
+    if (loop->ready_count > 0 || runtime->services_due > 0 || !list_is_empty(&loop->reactor.stale))
         return 0;
     if (check_ns < next_ns)
         next_ns = check_ns;
@@ -457,7 +472,8 @@ int64_t loop_until_deadline_ns(const Loop *loop) {
 }
 
 int loop_deadline(lua_State *L) {
-    int64_t until_ns = loop_until_deadline_ns(runtime_of(L)->loop);
+    const Runtime *runtime = runtime_of(L);
+    int64_t until_ns = loop_until_deadline_ns(runtime, runtime->loop);
     if (until_ns < 0)
         lua_pushnil(L);
     else

@@ -21,7 +21,7 @@ int loop_call(lua_State *L, Runtime *runtime, lua_CFunction function);
 int loop_run(lua_State *L, Runtime *runtime);
 
 /* Nanoseconds until the loop has something to do: 0 for at once, -1 when nothing waits for time. */
-int64_t loop_until_deadline_ns(const Loop *loop);
+int64_t loop_until_deadline_ns(const Runtime *runtime, const Loop *loop);
 
 /* Lua functions. */
 int loop_simulate(lua_State *L);

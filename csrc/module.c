@@ -5,9 +5,10 @@
 #include "generator.h"
 #include "guard.h"
 #include "loop.h"
-#include "process.h"
+#include "pool.h"
 #include "sync.h"
 #include "wait.h"
+#include "worker.h"
 
 int luaopen_opero_core(lua_State *L) {
     luaL_checkversion(L);
@@ -18,7 +19,8 @@ int luaopen_opero_core(lua_State *L) {
     sync_register(L, lua_gettop(L));
     guard_register(L, lua_gettop(L));
     codec_register(L, lua_gettop(L));
-    process_register(L, lua_gettop(L));
+    pool_register(L, lua_gettop(L));
+    worker_register(L, lua_gettop(L));
     return 1;
 }
 
@@ -47,7 +49,8 @@ int opero_pollfd(lua_State *L) {
 }
 
 int64_t opero_deadline_ns(lua_State *L) {
-    return loop_until_deadline_ns(&open_runtime(L)->real);
+    const Runtime *runtime = open_runtime(L);
+    return loop_until_deadline_ns(runtime, &runtime->real);
 }
 
 size_t opero_live(lua_State *L) {

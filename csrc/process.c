@@ -1,6 +1,5 @@
+#define _GNU_SOURCE
 #include "process.h"
-#include "loop.h"
-#include "scope.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,133 +8,182 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #ifdef __linux__
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #endif
+#ifdef __GLIBC__
+#include <stdio_ext.h>
+#endif
 
 extern char **environ;
 
-static int push_errno(lua_State *L, const char *what) {
-    int error = errno;
-    lua_pushnil(L);
-    lua_pushfstring(L, "%s: %s", what, strerror(error));
-    return 2;
-}
+/* ---- starting ------------------------------------------------------------------------------------ */
 
-/* ---- fork -------------------------------------------------------------------------------------- */
-
-/* The child is killed when the parent's thread ends. On other systems the pool's socket tells it,
- * once it looks there. */
-static void die_with_parent(pid_t parent) {
+void process_die_with(pid_t parent) {
 #ifdef __linux__
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+#endif
     if (getppid() != parent)
         _exit(1); /* it ended before we asked */
+}
+
+void process_close_input(void) {
+    int fd = open("/dev/null", O_RDONLY);
+    if (fd >= 0 && fd != STDIN_FILENO) {
+        dup2(fd, STDIN_FILENO);
+        close(fd);
+    }
+#ifdef __GLIBC__
+    __fpurge(stdin);
 #else
-    (void)parent;
+    fseek(stdin, 0, SEEK_END);
 #endif
+    clearerr(stdin);
 }
 
-/* In the child, with the function to run at index 1: never returns. What the parent's script had
- * open stays open, its tasks are gone, its buffers are empty, for the parent flushed them. */
-static int run_child(lua_State *L) {
-    Runtime *runtime = runtime_of(L);
-    runtime_forget_tasks(L, runtime);
-    return loop_run(L, runtime);
-}
-
-static int call_fork(lua_State *L) {
-    pid_t parent = getpid(), child;
-    luaL_checktype(L, 1, LUA_TFUNCTION);
-    lua_settop(L, 1);
-    runtime_push_function(L, run_child, 0);
-    lua_insert(L, 1);
-    fflush(NULL); /* or the child would write what is buffered once more */
-    child = fork();
-    if (child < 0)
-        return push_errno(L, "fork");
-    if (child == 0) {
-        int status;
-        die_with_parent(parent);
-        status = lua_pcall(L, 1, 0, 0);
-        if (status != LUA_OK)
-            fprintf(stderr, "opero: a worker failed: %s\n", luaL_tolstring(L, -1, NULL));
-        fflush(NULL);
-        _exit(status == LUA_OK ? 0 : 1);
-    }
-    lua_pushinteger(L, child);
-    return 1;
-}
-
-/* ---- another program ----------------------------------------------------------------------------- */
-
-/* exec_process(argv, fd): starts the program argv[1], found through PATH, with the descriptor `fd`
- * as its number 3 and the standard ones inherited. Safe in a process with threads. Returns the pid,
- * or nil and why not. */
-static int call_exec_process(lua_State *L) {
-    posix_spawn_file_actions_t actions;
-    int fd = (int)luaL_checkinteger(L, 2), error;
-    lua_Integer count;
-    const char **argv;
-    pid_t child;
-    luaL_checktype(L, 1, LUA_TTABLE);
-    count = luaL_len(L, 1);
-    luaL_argcheck(L, count > 0, 1, "no program");
-    argv = lua_newuserdatauv(L, (size_t)(count + 1) * sizeof *argv, 0);
-    luaL_checkstack(L, (int)count, NULL);
-    for (lua_Integer i = 0; i < count; i++) {
-        lua_rawgeti(L, 1, i + 1); /* stays on the stack */
-        argv[i] = luaL_checkstring(L, -1);
-    }
-    argv[count] = NULL;
-    error = posix_spawn_file_actions_init(&actions);
-    if (error == 0) {
-        error = posix_spawn_file_actions_adddup2(&actions, fd, 3);
-        if (error == 0)
-            error = posix_spawnp(&child, argv[0], &actions, NULL, (char *const *)argv, environ);
-        posix_spawn_file_actions_destroy(&actions);
-    }
-    if (error != 0) {
-        errno = error;
-        return push_errno(L, argv[0]);
-    }
-    lua_pushinteger(L, child);
-    return 1;
-}
-
-/* pidfd(pid): a descriptor that becomes readable when the process ends; nil where the kernel has
- * none. The caller closes it. */
-static int call_pidfd(lua_State *L) {
-    pid_t pid = (pid_t)luaL_checkinteger(L, 1);
+static void set_watch(Process *process) {
+    process->end_fd = -1;
 #ifdef SYS_pidfd_open
-    long fd = syscall(SYS_pidfd_open, pid, 0);
-    if (fd >= 0) {
-        lua_pushinteger(L, fd);
-        return 1;
-    }
-    return push_errno(L, "pidfd_open");
-#else
-    (void)pid;
-    errno = ENOSYS;
-    return push_errno(L, "pidfd_open");
+    process->end_fd = (int)syscall(SYS_pidfd_open, process->pid, 0);
 #endif
 }
 
-/* die_with(pid): in a worker that is a program of its own, what a forked one gets by itself. */
-static int call_die_with(lua_State *L) {
-    die_with_parent((pid_t)luaL_checkinteger(L, 1));
+/* A handler of the parent's must not run here: it might write into a pipe of the parent's. */
+static void reset_signals(void) {
+    sigset_t none;
+    struct sigaction action;
+    for (int signal = 1; signal < NSIG; signal++)
+        if (sigaction(signal, NULL, &action) == 0 && action.sa_handler != SIG_IGN &&
+            action.sa_handler != SIG_DFL) {
+            memset(&action, 0, sizeof action);
+            action.sa_handler = SIG_DFL;
+            sigaction(signal, &action, NULL);
+        }
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+int process_fork(Process *process) {
+    pid_t parent = getpid();
+    sigset_t all, before;
+    memset(process, 0, sizeof *process);
+    process->end_fd = -1;
+    fflush(NULL);
+    sigfillset(&all); /* until the handlers are gone */
+    sigprocmask(SIG_SETMASK, &all, &before);
+    process->pid = fork();
+    if (process->pid == 0) {
+        reset_signals();
+        process_die_with(parent);
+        process_close_input();
+        return 0;
+    }
+    if (process->pid < 0) {
+        int error = errno;
+        sigprocmask(SIG_SETMASK, &before, NULL);
+        process->pid = 0;
+        return error;
+    }
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    set_watch(process);
     return 0;
 }
 
-static const luaL_Reg functions[] = {
-    {"fork", call_fork},   {"exec_process", call_exec_process},
-    {"pidfd", call_pidfd}, {"die_with", call_die_with},
-    {NULL, NULL},
-};
+#define FIRST_DESCRIPTOR 3
 
-void process_register(lua_State *L, int module) {
-    runtime_set_functions(L, module, functions);
+/* The descriptors move up first, or one might stand where another has to go. */
+static int move_up(const int *descriptors, int count, int *moved) {
+    for (int i = 0; i < count; i++) {
+        moved[i] = fcntl(descriptors[i], F_DUPFD_CLOEXEC, FIRST_DESCRIPTOR + count);
+        if (moved[i] < 0) {
+            int error = errno;
+            while (i > 0)
+                close(moved[--i]);
+            return error;
+        }
+    }
+    return 0;
+}
+
+static int prepare(posix_spawn_file_actions_t *actions, posix_spawnattr_t *attributes,
+                   const int *descriptors, int count) {
+    sigset_t signals;
+    int error = posix_spawn_file_actions_addopen(actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+    for (int i = 0; i < count && error == 0; i++)
+        error = posix_spawn_file_actions_adddup2(actions, descriptors[i], FIRST_DESCRIPTOR + i);
+    sigemptyset(&signals);
+    if (error == 0)
+        error = posix_spawnattr_setsigmask(attributes, &signals);
+    if (error == 0)
+        error = posix_spawnattr_setflags(attributes, POSIX_SPAWN_SETSIGMASK);
+    return error;
+}
+
+int process_spawn(Process *process, const char *const *argv, const int *descriptors, int count) {
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    int moved[8], error;
+    memset(process, 0, sizeof *process);
+    process->end_fd = -1;
+    error = move_up(descriptors, count, moved);
+    if (error != 0)
+        return error;
+    error = posix_spawn_file_actions_init(&actions);
+    if (error == 0) {
+        error = posix_spawnattr_init(&attributes);
+        if (error == 0) {
+            error = prepare(&actions, &attributes, moved, count);
+            if (error == 0)
+                error = posix_spawnp(&process->pid, argv[0], &actions, &attributes,
+                                     (char *const *)argv, environ);
+            posix_spawnattr_destroy(&attributes);
+        }
+        posix_spawn_file_actions_destroy(&actions);
+    }
+    for (int i = 0; i < count; i++)
+        close(moved[i]);
+    if (error != 0)
+        process->pid = 0;
+    else
+        set_watch(process);
+    return error;
+}
+
+/* ---- ending -------------------------------------------------------------------------------------- */
+
+void process_signal(const Process *process, int signal) {
+    if (process->pid <= 0 || process->is_reaped)
+        return;
+#ifdef SYS_pidfd_send_signal
+    /* this cannot hit another process, should somebody else have waited for ours */
+    if (process->end_fd >= 0 &&
+        (syscall(SYS_pidfd_send_signal, process->end_fd, signal, NULL, 0) == 0 || errno == ESRCH))
+        return;
+#endif
+    kill(process->pid, signal);
+}
+
+bool process_has_ended(Process *process, bool wait) {
+    pid_t pid;
+    if (process->is_reaped || process->pid <= 0)
+        return true;
+    do
+        pid = waitpid(process->pid, &process->status, wait ? 0 : WNOHANG);
+    while (pid < 0 && errno == EINTR);
+    if (pid == 0)
+        return false;
+    process->is_reaped = true;
+    process->is_known = pid == process->pid;
+    return true;
+}
+
+void process_forget(Process *process) {
+    if (process->end_fd >= 0)
+        close(process->end_fd);
+    process->end_fd = -1;
+    process->pid = 0;
 }

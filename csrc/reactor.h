@@ -31,6 +31,7 @@ typedef struct Watch {
     int error;      /* when ready: 0, or the errno that ended the wait (EBADF: closed meanwhile) */
     uint8_t wanted; /* REACTOR_READ | REACTOR_WRITE */
     uint8_t ready;  /* when ready without error: what it is ready for, a part of `wanted` */
+    uint8_t kind;   /* the caller's own mark, to tell what `owner` is */
     bool is_waiting;
 } Watch;
 

@@ -54,6 +54,66 @@ void loop_destroy(Loop *loop) {
     reactor_destroy(&loop->reactor);
 }
 
+/* ---- services -------------------------------------------------------------------------------- */
+
+void runtime_add_service(Runtime *runtime, Service *service) {
+    service->loop = runtime->loop;
+    service->is_due = false;
+    list_append(&runtime->services, &service->link);
+}
+
+void runtime_remove_service(Runtime *runtime, Service *service) {
+    link_remove(&service->link);
+    if (service->is_due)
+        runtime->services_due--;
+    service->is_due = false;
+}
+
+void runtime_service_due(Runtime *runtime, Service *service) {
+    if (service->is_due || list_is_empty(&service->link)) /* or it is none any more */
+        return;
+    service->is_due = true;
+    runtime->services_due++;
+}
+
+/* The first that is due; anything may have happened to the others while one did its work. */
+static Service *first_due(const Runtime *runtime) {
+    for (Link *link = runtime->services.next; link != &runtime->services; link = link->next)
+        if (CONTAINER_OF(link, Service, link)->is_due)
+            return CONTAINER_OF(link, Service, link);
+    return NULL;
+}
+
+void runtime_serve(lua_State *L, Runtime *runtime) {
+    for (size_t left = runtime->services_due; left > 0 && runtime->services_due > 0; left--) {
+        Service *service = first_due(runtime);
+        service->is_due = false;
+        runtime->services_due--;
+        service->work(L, service);
+    }
+}
+
+void runtime_move_services(Runtime *runtime, const Loop *from, Loop *to) {
+    for (Link *link = runtime->services.next; link != &runtime->services; link = link->next) {
+        Service *service = CONTAINER_OF(link, Service, link);
+        if (service->loop == from)
+            service->move(service, to);
+    }
+}
+
+/* Lets go of all services, each in the way that is given. */
+static void drop_services(Runtime *runtime, bool is_forked) {
+    Link *link;
+    while ((link = runtime->services.next) != &runtime->services) {
+        Service *service = CONTAINER_OF(link, Service, link);
+        runtime_remove_service(runtime, service);
+        if (is_forked)
+            service->forget(service);
+        else
+            service->end(service);
+    }
+}
+
 /* ---- the runtime ----------------------------------------------------------------------------- */
 
 static void forget(lua_State *L, Task *task) { /* the task is at the top; pops it */
@@ -84,6 +144,7 @@ void runtime_forget_tasks(lua_State *L, Runtime *runtime) {
     }
     lua_setiuservalue(L, UPVALUE_RUNTIME, RUNTIME_FORGOTTEN);
     runtime->anchor_count = runtime->free_anchor = 0;
+    drop_services(runtime, true);
     loop_destroy(&runtime->real);
     loop_init(&runtime->real, runtime, false);
     runtime->loop = &runtime->real;
@@ -178,6 +239,7 @@ static void close_tasks(lua_State *L, Runtime *runtime) {
 
 static int runtime_gc(lua_State *L) {
     close_tasks(L, runtime_of(L));
+    drop_services(runtime_of(L), false);
     loop_destroy(&runtime_of(L)->real);
     return 0;
 }
@@ -247,6 +309,7 @@ Runtime *runtime_open(lua_State *L) {
     runtime = lua_newuserdatauv(L, sizeof *runtime, RUNTIME_USER_VALUES);
     memset(runtime, 0, sizeof *runtime);
     loop_init(&runtime->real, runtime, false);
+    link_init(&runtime->services);
     runtime->loop = &runtime->real;
     lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
     runtime->main = lua_tothread(L, -1);

@@ -125,7 +125,36 @@ struct Scope {      /* malloc'ed, owned by its owner's chain */
     uint8_t outcome; /* of the function it was opened for; see calls.c */
 };
 
-enum { TIMER_OF_TASK, TIMER_OF_SCOPE }; /* Timer.kind */
+enum { TIMER_OF_TASK, TIMER_OF_SCOPE, TIMER_OF_SERVICE }; /* Timer.kind */
+enum { WATCH_OF_TASK, WATCH_OF_SERVICE };                 /* Watch.kind */
+
+/* What is no task and yet takes part in a loop: a process pool. The functions are called where a task
+ * could not suspend; they raise nothing. */
+typedef struct Service {
+    Link link; /* in the services of the runtime */
+    Loop *loop;
+    bool is_due; /* see runtime_service_due */
+    /* Does what there is to do: the end of a turn in which it was said to be due. */
+    void (*work)(lua_State *L, struct Service *service);
+    /* The loop it is in ends: goes to that one. */
+    void (*move)(struct Service *service, Loop *loop);
+    /* This is a forked process, and it belongs to the parent: lets go of all it holds. */
+    void (*forget)(struct Service *service);
+    /* The runtime is closed: ends now. */
+    void (*end)(struct Service *service);
+} Service;
+
+/* The owner of a Watch of kind WATCH_OF_SERVICE. */
+typedef struct Watcher {
+    Watch watch;
+    void (*ready)(lua_State *L, struct Watcher *watcher);
+} Watcher;
+
+/* Of which a Timer of kind TIMER_OF_SERVICE is a part. */
+typedef struct Alarm {
+    Timer timer;
+    void (*rings)(lua_State *L, struct Alarm *alarm);
+} Alarm;
 
 struct Loop {
     Clock clock;
@@ -136,7 +165,8 @@ struct Loop {
     size_t live;   /* tasks that have not ended */
     Scope orphans; /* parent of tasks spawned outside any task */
     int64_t polled_ns;
-    size_t resumptions; /* since the reactor was last asked */
+    size_t resumptions;  /* since the reactor was last asked */
+    size_t idle_watches; /* of services that have nothing to do: they wake no task */
     bool is_simulated, has_seed;
     bool is_ending; /* no more tasks, please */
     uint64_t epoch; /* names the clock */
@@ -152,6 +182,8 @@ struct Runtime { /* a userdata in the registry; see RUNTIME_... for its user val
     lua_Hook hook; /* the main thread's hook as we know it; see loop.c */
     uint32_t free_anchor, anchor_count;
     uint32_t idle_count; /* coroutines ready for reuse */
+    Link services;
+    size_t services_due;
     uint64_t random[4];
     uint64_t epochs;
     bool is_suspending; /* set by task_suspend, for opero.wrap to tell it from a plain yield */
@@ -232,10 +264,23 @@ void runtime_seed(Runtime *runtime, uint64_t seed);
  * have made is finalized: Lua finalizes first what was made last. May raise for lack of memory. */
 void runtime_keep_last(lua_State *L, Runtime *runtime);
 
-/* In a child process: makes the runtime one without tasks, timers and watched descriptors. The
- * parent's tasks count as cancelled; their coroutines are kept, so that nothing in them is closed
+/* In a child process: makes the runtime one without tasks, services, timers and watched descriptors.
+ * The parent's tasks count as cancelled; their coroutines are kept, so that nothing in them is closed
  * or finalized in the child too. */
 void runtime_forget_tasks(lua_State *L, Runtime *runtime);
+
+/* The service has something to do, soon. Works anywhere. */
+void runtime_service_due(Runtime *runtime, Service *service);
+
+/* Has the services do what they have to. */
+void runtime_serve(lua_State *L, Runtime *runtime);
+
+/* Makes it a service of the loop in force, and no longer. */
+void runtime_add_service(Runtime *runtime, Service *service);
+void runtime_remove_service(Runtime *runtime, Service *service);
+
+/* All services of the one loop go to the other. */
+void runtime_move_services(Runtime *runtime, const Loop *from, Loop *to);
 
 void loop_init(Loop *loop, Runtime *runtime, bool is_simulated);
 void loop_destroy(Loop *loop);

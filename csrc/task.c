@@ -199,7 +199,7 @@ static int yield_ended(lua_State *L, int status, lua_KContext context) {
     return 0;
 }
 
-int task_yield(lua_State *L, Runtime *runtime, Task *task) {
+int task_yield(lua_State *L, Runtime *runtime, Task *task, lua_KFunction k) {
     task->wait = &wait_yield;
     task->handed = 0;
     task->wake = (task->flags & TASK_HAS_CANCEL) != 0 && task_push_cancellation(L, task)
@@ -207,7 +207,7 @@ int task_yield(lua_State *L, Runtime *runtime, Task *task) {
                      : WAKE_OK;
     make_ready(runtime->loop, task);
     runtime->is_suspending = true;
-    return lua_yieldk(L, 0, lua_gettop(L), yield_ended);
+    return lua_yieldk(L, 0, lua_gettop(L), k != NULL ? k : yield_ended);
 }
 
 /* How many values the task whose coroutine is L has been handed but has not come to run with. */

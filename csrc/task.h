@@ -35,8 +35,9 @@ Task *task_enter(lua_State *L, Runtime *runtime, const char *what);
 int task_suspend(lua_State *L, Runtime *runtime, Task *task, const WaitKind *kind, Link *list,
                  void *object, int64_t deadline_ns, lua_KFunction k);
 
-/* Puts the running task at the end of the run queue and suspends it. */
-int task_yield(lua_State *L, Runtime *runtime, Task *task);
+/* Puts the running task at the end of the run queue and suspends it; `k` goes on then as after
+ * task_suspend, or the calling function returns, if that is NULL. */
+int task_yield(lua_State *L, Runtime *runtime, Task *task, lua_KFunction k);
 
 /* What every continuation given to task_suspend calls first, with itself and its context: returns
  * the runtime. When other code has resumed the coroutine by hand, it does not return but suspends

@@ -105,6 +105,7 @@ static int call_wait(lua_State *L) {
         return luaL_error(L, "not enough memory");
     watch->fd = fd;
     watch->owner = me;
+    watch->kind = WATCH_OF_TASK;
     watch->wanted = wanted;
     error = reactor_add(&runtime->loop->reactor, watch);
     if (error == 0)

@@ -3,4 +3,7 @@
 -- leaks and errors of closing are seen. Lines go out one by one: a leak check that fails ends the
 -- process without flushing what it had to say.
 io.stdout:setvbuf("line")
+-- Before busted: it loads what a spec requires anew for each file, and the error classes are to be
+-- the same for all of them, and for the workers of pools.
+require "opero"
 require "busted.runner"({ standalone = false })

@@ -90,11 +90,20 @@ local function lost_worker(name)
   return errors.CancelledError(name .. ": a task that worked on its items was cancelled")
 end
 
-local function item_error(crew, index, item, err)
-  local fields = crew.place and crew.place(index) or {}
+--- The error that says which item has failed.
+---@param index integer
+---@param item any
+---@param err any its error
+---@param fields table further fields; `traceback` is that of err where it is left out
+---@return opero.Error
+function batch.item_error(index, item, err, fields)
   fields.index, fields.item, fields.cause = index, item, err
-  fields.traceback = core.traceback(err)
+  fields.traceback = fields.traceback or core.traceback(err)
   return errors.ItemError(("item %d: %s"):format(index, errors.summary(err)), fields)
+end
+
+local function item_error(crew, index, item, err)
+  return batch.item_error(index, item, err, crew.place and crew.place(index) or {})
 end
 
 -- ---- what to read -------------------------------------------------------------------------------
@@ -114,7 +123,11 @@ local function take_from_iterator(iterate, fn)
   end
 end
 
-local function length_of(items, path)
+--- The length of a list: its n if it has one. Raises ConfigError.
+---@param items table
+---@param path string
+---@return integer
+function batch.length_of(items, path)
   local n = items.n
   if n == nil then
     return #items
@@ -145,7 +158,7 @@ local function crew_for(name, pipeline, fn, items)
   if check.is_callable(items) then
     crew.take = take_from_iterator(items, fn)
   elseif type(items) == "table" then
-    crew.total = length_of(items, path)
+    crew.total = batch.length_of(items, path)
     crew.take = take_from_list(items, fn, crew.total)
   else
     check.fail(path, items, "a list or an iterator function")

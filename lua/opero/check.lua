@@ -13,6 +13,7 @@ local check = {}
 ---@field type opero.check.Kind? what the option takes; left out where `check` decides
 ---@field min number? the least number allowed
 ---@field above number? a number it has to exceed
+---@field max number? the greatest number allowed, where there is a least
 ---@field values string[]? the values of an enum
 ---@field options opero.check.Spec? the specification of a nested table of options
 ---@field check (fun(value: any, path: string): any)? checks (raises through check.fail) and returns
@@ -203,7 +204,9 @@ local function is_finite(value)
 end
 
 local function range(field, what)
-  if field.min then
+  if field.max then
+    return ("%s from %s to %s"):format(what, field.min, field.max)
+  elseif field.min then
     return ("%s >= %s"):format(what, field.min)
   elseif field.above then
     return ("%s > %s"):format(what, field.above)
@@ -213,6 +216,7 @@ end
 
 local function in_range(field, value)
   return (not field.min or value >= field.min) and (not field.above or value > field.above)
+    and (not field.max or value <= field.max)
 end
 
 local kinds = {}

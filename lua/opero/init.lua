@@ -10,6 +10,7 @@ local errors = require "opero.errors"
 local fallback = require "opero.fallback"
 local orchestrate = require "opero.orchestrate"
 local orchestrator = require "opero.orchestrator"
+local pool = require "opero.pool"
 local rate_limit = require "opero.rate_limit"
 local retry = require "opero.retry"
 
@@ -49,8 +50,10 @@ return {
   -- orchestrating
   ConcurrencyConfig = concurrency.config,
   FallbackChain = fallback.chain,
+  MultiprocessConfig = pool.config,
   Orchestrator = orchestrator.new,
   OrchestratorConfig = orchestrator.config,
+  Pool = pool.new,
   RateLimitConfig = rate_limit.config,
   RetryConfig = retry.config,
   errors = errors,

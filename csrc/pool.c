@@ -109,7 +109,7 @@ struct Pool { /* a userdata */
     Service service;
     Runtime *runtime;
     pid_t owner;
-    bool is_fork, waits_on_cancel;
+    bool is_fork, waits_on_cancel, accepts_functions;
     uint32_t max_workers, max_tasks;
     int64_t task_timeout_ns, idle_timeout_ns; /* CLOCK_NEVER: none */
     PortSetup setup;
@@ -117,6 +117,7 @@ struct Pool { /* a userdata */
     char *interpreter, *code; /* spawn: the program, and what it is to run */
     uint32_t next_known;      /* number for the next function */
     uint32_t next_id;
+    Link accepted; /* calls whose tasks have not begun */
     Link queue, workers, closers;
     uint32_t queued, worker_count;
     uint64_t outstanding; /* calls without an outcome */
@@ -788,7 +789,7 @@ static void link_worker(Worker *worker) {
     pool->worker_count++;
     pool->started++;
     worker->generation = pool->next_known;
-    ring_wait_for_bytes(&worker->port.in, 0);
+    receive(worker); /* which says that we wait for more */
     if (!watch(worker, &worker->bell, worker->port.bell) ||
         (worker->process.end_fd >= 0 && !watch(worker, &worker->end, worker->process.end_fd)))
         kill_worker(worker, CALL_CRASHED);
@@ -992,17 +993,40 @@ static void balance(lua_State *L, Pool *pool) {
     }
 }
 
+/* Whether tasks were accepted that have yet to begin; some may have been cancelled before they did. */
+static bool has_accepted(Pool *pool) {
+    Link *link = pool->accepted.next;
+    while (link != &pool->accepted) {
+        Call *call = CONTAINER_OF(link, Call, link);
+        link = link->next;
+        if (task_has_ended(call->task))
+            link_remove(&call->link);
+    }
+    return !list_is_empty(&pool->accepted);
+}
+
+/* Whether all is done that was handed in before the pool began to close. */
+static bool is_done(Pool *pool) {
+    if (!pool->is_closing || pool->outstanding > 0)
+        return false;
+    if (!has_accepted(pool))
+        return true;
+    pool_due(pool); /* they begin, or not, in this turn or the next */
+    return false;
+}
+
 static void stop_if_done(Pool *pool) {
     Link *link = pool->workers.next;
+    bool is_all_done = is_done(pool);
     while (link != &pool->workers) {
         Worker *worker = CONTAINER_OF(link, Worker, link);
         link = link->next;
         if (worker->load > 0 || (worker->state != WORKER_READY && worker->state != WORKER_STARTING))
             continue;
-        if (allowance(worker) == 0 || (pool->is_closing && pool->outstanding == 0))
+        if (allowance(worker) == 0 || is_all_done)
             stop_worker(worker);
     }
-    if (pool->is_closing && pool->outstanding == 0 && pool->worker_count == 0) {
+    if (is_all_done && pool->worker_count == 0) {
         Task *task;
         pool->is_closed = true;
         while ((task = task_first(&pool->closers)) != NULL)
@@ -1166,14 +1190,22 @@ typedef struct Handle { /* a userdata: what Lua holds of a call */
     Call *call;
 } Handle;
 
-enum { HANDLE_POOL = 1, HANDLE_FUNCTION, HANDLE_STRINGS, HANDLE_USER_VALUES = HANDLE_STRINGS };
+enum { /* user values */
+       HANDLE_POOL = 1,
+       HANDLE_FUNCTION, /* that is sent as a number */
+       HANDLE_STRINGS,  /* that are sent from where they are */
+       HANDLE_TASK,     /* that was spawned for it */
+       HANDLE_USER_VALUES = HANDLE_TASK,
+};
 
 static void drop_handle(Handle *handle) {
     Call *call = handle->call;
     if (call == NULL)
         return;
     handle->call = NULL;
-    if (call->pending > 0 && !is_foreign(call->pool))
+    if (call->pending == 0)
+        link_remove(&call->link); /* accepted, perhaps */
+    else if (!is_foreign(call->pool))
         drop_call(call); /* its task was closed by hand */
     call->has_handle = false;
     if (!is_foreign(call->pool))
@@ -1337,7 +1369,9 @@ static int hand_in(lua_State *L, Call *call, lua_KFunction k) {
     Runtime *runtime = runtime_of(L);
     Pool *pool = call->pool;
     Task *me = runtime->current;
-    check_open(L, pool);
+    if (pool->is_closed)
+        return raise_closed(L, "the pool was closed before the task had ended");
+    link_remove(&call->link);
     if (pool->service.loop != runtime->loop) {
         if (pool->outstanding > 0)
             return luaL_error(L, "the pool is in use outside this simulation");
@@ -1391,22 +1425,30 @@ static void set_death(lua_State *L, const Death *death) {
     }
 }
 
+/* Pushes what a worker has sent; returns how many values. */
+static int decode(lua_State *L, const Pool *pool, const char *bytes, size_t length) {
+    const CodecDecoding options = {.functions = pool->accepts_functions};
+    return codec_decode(L, bytes, length, &options);
+}
+
 /* Pushes the two values of an encoded error: it, and its traceback. */
-static void push_reported(lua_State *L, const char *bytes, size_t length) {
+static void push_reported(lua_State *L, const Pool *pool, const char *bytes, size_t length) {
     int top = lua_gettop(L);
-    codec_decode(L, bytes, length, NULL);
+    decode(L, pool, bytes, length);
     lua_settop(L, top + 2);
 }
 
 static void push_no_worker(lua_State *L, const Call *call) {
     int top = lua_gettop(L);
     if (call->reply_length > 0) {
-        push_reported(L, call->reply, call->reply_length);
+        push_reported(L, call->pool, call->reply, call->reply_length);
         lua_pushfstring(L, "a worker could not begin: %s", luaL_tolstring(L, top + 1, NULL));
         lua_pushvalue(L, top + 1);
         runtime_push_error(L, "WorkerCrashedError", lua_tostring(L, -2), "cause");
     } else if (call->death.pid == 0) {
-        lua_pushfstring(L, "a worker cannot be started: %s", strerror(call->death.status));
+        lua_pushfstring(L, "a worker cannot be started: %s%s%s",
+                        call->pool->is_fork ? "" : call->pool->interpreter,
+                        call->pool->is_fork ? "" : ": ", strerror(call->death.status));
         runtime_push_error(L, "WorkerCrashedError", lua_tostring(L, -1), NULL);
     } else {
         push_death(L, &call->death);
@@ -1415,7 +1457,7 @@ static void push_no_worker(lua_State *L, const Call *call) {
         runtime_push_error(L, "WorkerCrashedError", lua_tostring(L, -1), NULL);
         set_death(L, &call->death);
     }
-    lua_replace(L, top + 1);
+    lua_copy(L, -1, top + 1);
     lua_settop(L, top + 1);
 }
 
@@ -1445,7 +1487,7 @@ static void push_failure(lua_State *L, const Call *call, int item) {
     }
     lua_pushvalue(L, item);
     set_field(L, "item");
-    lua_replace(L, top + 1);
+    lua_copy(L, -1, top + 1);
     lua_settop(L, top + 1);
 }
 
@@ -1475,11 +1517,11 @@ static int deliver(lua_State *L) { /* handle, first argument */
     }
     switch (call->status) {
     case STATUS_OK:
-        count = codec_decode(L, call->reply, call->reply_length, NULL);
+        count = decode(L, call->pool, call->reply, call->reply_length);
         drop_handle(handle);
         return count;
     case STATUS_ERROR:
-        push_reported(L, call->reply, call->reply_length);
+        push_reported(L, call->pool, call->reply, call->reply_length);
         drop_handle(handle);
         return raise_reported(L);
     default:
@@ -1528,12 +1570,18 @@ static int pool_call(lua_State *L) {
 static int pool_submit(lua_State *L) { /* its own upvalue is run_submitted */
     Runtime *runtime = runtime_of(L);
     Pool *pool = check_pool(L);
+    Call *call;
     check_callable(L, 2);
     check_open(L, pool);
-    encode_arguments(L, pool);
+    call = encode_arguments(L, pool);
     lua_pushvalue(L, UPVALUE_OWN);
     lua_insert(L, 1);
-    task_spawn(L, runtime, runtime->loop, scope_current(L, runtime), 2);
+    lua_pushvalue(L, 2);
+    lua_insert(L, 1); /* handle, function, handle, first argument */
+    call->task = task_spawn(L, runtime, runtime->loop, scope_current(L, runtime), 2);
+    list_append(&pool->accepted, &call->link);
+    lua_pushvalue(L, 2);
+    lua_setiuservalue(L, 1, HANDLE_TASK);
     return 1;
 }
 
@@ -1641,7 +1689,7 @@ static lua_Integer append_items(lua_State *L, const Pool *pool, Call *call, lua_
 }
 
 /* Enters the outcome of one item, as it stands in the reply; returns its length. */
-static size_t deliver_item(lua_State *L, const char *bytes, lua_Integer index) {
+static size_t deliver_item(lua_State *L, const Pool *pool, const char *bytes, lua_Integer index) {
     uint32_t length;
     int top = lua_gettop(L);
     memcpy(&length, bytes + 1, sizeof length);
@@ -1652,12 +1700,12 @@ static size_t deliver_item(lua_State *L, const char *bytes, lua_Integer index) {
         lua_rawseti(L, CHUNK_RESULTS, index);
         break;
     case STATUS_OK:
-        codec_decode(L, bytes + REPLY_ITEM_HEAD, length, NULL);
+        decode(L, pool, bytes + REPLY_ITEM_HEAD, length);
         lua_settop(L, top + 1);
         lua_rawseti(L, CHUNK_RESULTS, index);
         break;
     case STATUS_ERROR:
-        push_reported(L, bytes + REPLY_ITEM_HEAD, length);
+        push_reported(L, pool, bytes + REPLY_ITEM_HEAD, length);
         set_failure(L, index);
         break;
     default:
@@ -1672,7 +1720,7 @@ static size_t deliver_item(lua_State *L, const char *bytes, lua_Integer index) {
 static int deliver_item_protected(lua_State *L) { /* ..., as in a chunk; bytes, index */
     const char *bytes = lua_touserdata(L, CHUNK_SLOTS + 1);
     lua_Integer index = lua_tointeger(L, CHUNK_SLOTS + 2);
-    deliver_item(L, bytes, index);
+    deliver_item(L, lua_touserdata(L, CHUNK_POOL), bytes, index);
     return 0;
 }
 
@@ -1700,11 +1748,11 @@ static void deliver_part(lua_State *L, const Call *part) {
     for (; i < part->done && at + REPLY_ITEM_HEAD <= part->reply_length; i++) {
         const char *bytes = part->reply + at;
         at += *bytes == STATUS_OK ? deliver_carefully(L, bytes, first + i)
-                                  : deliver_item(L, bytes, first + i);
+                                  : deliver_item(L, part->pool, bytes, first + i);
     }
     for (; i < part->count; i++) {
         if (part->outcome == CALL_ANSWERED && part->status == STATUS_ERROR) {
-            push_reported(L, part->reply + at, part->reply_length - at); /* of them all */
+            push_reported(L, part->pool, part->reply + at, part->reply_length - at); /* of them all */
         } else if (part->outcome == CALL_ANSWERED) {
             lua_pushliteral(L, "not enough memory");
             lua_pushnil(L);
@@ -1841,7 +1889,7 @@ static int pool_close(lua_State *L) { /* pool, timeout */
         pool->is_closing = true;
         return 0;
     }
-    if (pool->outstanding == 0 && pool->worker_count == 0) {
+    if (pool->outstanding == 0 && pool->worker_count == 0 && list_is_empty(&pool->accepted)) {
         pool->is_closing = pool->is_closed = true;
         return 0;
     }
@@ -1931,6 +1979,7 @@ static int new_pool(lua_State *L) {
     pool = lua_newuserdatauv(L, sizeof *pool, 1);
     memset(pool, 0, sizeof *pool);
     link_init(&pool->service.link);
+    link_init(&pool->accepted);
     link_init(&pool->queue);
     link_init(&pool->workers);
     link_init(&pool->closers);
@@ -1947,6 +1996,9 @@ static int new_pool(lua_State *L) {
     lua_rawsetp(L, LUA_REGISTRYINDEX, pool);
     pool->is_fork = is_option(L, "backend", "fork");
     pool->waits_on_cancel = is_option(L, "cancel", "wait");
+    lua_getfield(L, 1, "accept_functions");
+    pool->accepts_functions = lua_toboolean(L, -1);
+    lua_pop(L, 1);
     pool->max_workers = (uint32_t)integer_option(L, "max_workers", 1);
     pool->max_tasks = (uint32_t)integer_option(L, "max_tasks_per_worker", 0);
     pool->task_timeout_ns = seconds_option(L, "task_timeout");
@@ -1977,9 +2029,10 @@ static int is_closed(lua_State *L) {
     return 1;
 }
 
-/* pool:_limits() -> max_workers, tasks_per_worker */
+/* pool:_limits() -> max_workers, tasks_per_worker; of a pool that takes tasks */
 static int limits(lua_State *L) {
     const Pool *pool = check_pool(L);
+    check_open(L, pool);
     lua_pushinteger(L, pool->max_workers);
     lua_pushinteger(L, pool->setup.slots);
     return 2;

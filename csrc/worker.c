@@ -83,7 +83,9 @@ static Reply *push_reply(lua_State *L) {
 static void send_outgoing(Loop *loop, Worker *worker) {
     while (!list_is_empty(&worker->outgoing)) {
         Reply *reply = CONTAINER_OF(worker->outgoing.next, Reply, link);
-        if (!parcel_send(&reply->parcel, &worker->port))
+        bool is_sent = parcel_send(&reply->parcel, &worker->port);
+        port_wake(&worker->port);
+        if (!is_sent)
             return;
         link_remove(&reply->link);
         if (reply->task != NULL && reply->task->state == TASK_SUSPENDED)

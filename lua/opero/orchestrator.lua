@@ -7,6 +7,7 @@ local core = require "opero.core"
 local errors = require "opero.errors"
 local fallback = require "opero.fallback"
 local outcome = require "opero.outcome"
+local pool = require "opero.pool"
 local rate_limit = require "opero.rate_limit"
 local retry = require "opero.retry"
 
@@ -16,6 +17,8 @@ local retry = require "opero.retry"
 ---  function has failed; default: none
 ---@field rate_limit_config opero.RateLimitConfig? default: no limit
 ---@field concurrency_config opero.ConcurrencyConfig? default: no limit
+---@field multiprocess_config opero.PoolConfig|opero.Pool? each attempt is a task of a pool: one of its
+---  own, that is closed with it, or a given one; default: attempts run in the caller's task
 ---@field logger opero.LoggerLike? told of retries and fallbacks; default: nothing is logged
 
 --- Whatever has these methods; each is given a message and a table of fields.
@@ -50,14 +53,10 @@ local function check_logger(value, path)
   return value
 end
 
-local function refuse_processes(value, path)
-  check.fail(path, value, "nothing: processes are not available in this version")
-end
-
 local function options_of(list)
   local fields = {
     logger = { check = check_logger },
-    multiprocess_config = { check = refuse_processes },
+    multiprocess_config = pool.field,
   }
   for _, layer in ipairs(list) do
     fields[layer.option] = layer.policy.field
@@ -103,6 +102,7 @@ end
 ---@class opero.Orchestrator
 ---@field config opero.OrchestratorConfig completed; not to be changed
 ---@field pipeline opero.Layer all layers in one
+---@field private pool opero.Pool? in which its attempts run
 local methods = {}
 
 --- Calls fn through the policies, here and now: no task is spawned.
@@ -201,7 +201,22 @@ function methods:imap(fn, items, options)
   return batch.imap(self.pipeline, limit_of(self), fn, items, options)
 end
 
-local mt = { __name = "opero.Orchestrator", __index = methods }
+--- Closes the pool that `multiprocess_config` made, as Pool:close does; one that was given stays open.
+--- Without either there is nothing to close. Also through a `<close>` variable.
+---@param timeout number?
+function methods:close(timeout)
+  if self.pool and self.pool ~= self.config.multiprocess_config then
+    self.pool:close(timeout)
+  end
+end
+
+local mt = {
+  __name = "opero.Orchestrator",
+  __index = methods,
+  __close = function(self, err)
+    methods.close(self, err ~= nil and 0 or nil)
+  end,
+}
 
 --- Makes an orchestrator. Raises ConfigError.
 ---@param given opero.OrchestratorConfig|{ config: opero.OrchestratorConfig }|nil
@@ -209,14 +224,18 @@ local mt = { __name = "opero.Orchestrator", __index = methods }
 function orchestrator.new(given)
   local config = check.options(orchestrator.options, unwrap(given), "config")
   local report = report_to(config.logger)
-  local pipeline = core.invoke
+  local workers = config.multiprocess_config
+  if workers and type(workers) == "table" then
+    workers = pool.open(workers)
+  end
+  local pipeline = workers and pool.layer(workers) or core.invoke
   for i = #layers, 1, -1 do
     local layer = layers[i]
     if config[layer.option] ~= nil then
       pipeline = layer.policy.layer(config[layer.option], pipeline, report)
     end
   end
-  return setmetatable({ config = config, pipeline = pipeline }, mt)
+  return setmetatable({ config = config, pipeline = pipeline, pool = workers }, mt)
 end
 
 return orchestrator

@@ -27,6 +27,8 @@ local outcome = require "opero.outcome"
 ---@field cancel "kill"|"wait"? what becomes of a task that runs when it is cancelled. "kill" (default):
 ---  its worker is interrupted, so that its code can clean up, killed after 0.1 s at the latest, and
 ---  replaced; "wait": it is left to end, and its results are dropped
+---@field accept_functions boolean? results and errors may hold functions: code that a worker sends is
+---  loaded here; default false
 ---@field interpreter string? the program for `backend = "spawn"`; default: the one that runs this
 ---  script, else lua5.4
 
@@ -45,6 +47,7 @@ pool.options = {
     nice = { type = "integer", min = -20, max = 19 },
     idle_timeout = { type = "number", min = 0 },
     cancel = { type = "enum", values = { "kill", "wait" }, default = "kill" },
+    accept_functions = { type = "boolean", default = false },
     interpreter = {
       check = function(value, path)
         if type(value) ~= "string" or value == "" or value:find("\0", 1, true) then

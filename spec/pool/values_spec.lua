@@ -345,12 +345,11 @@ support.each_backend(function(backend)
       check_same_worker(pool)
     end)
 
-    it("is code, but for what this process has under the same name", function()
+    it("is a function, unless they are accepted", function()
       local pool <close> = new_pool { max_workers = 1 }
-      local rep, module = pool:call(function() return string.rep, unistd end)
-      assert.equal(string.rep, rep)
-      assert.equal(unistd, module)
+      assert.equal(unistd, (pool:call(function() return unistd end)))
       for _, fn in ipairs {
+        function() return string.rep end,
         function() return function() end end,
         function() return { nested = { square } } end,
         function() error({ handler = square }) end,
@@ -358,6 +357,16 @@ support.each_backend(function(backend)
         refused(pool.call, pool, fn)
       end
       check_same_worker(pool)
+    end)
+
+    it("is none where functions are accepted", function()
+      local pool <close> = new_pool { max_workers = 1, accept_functions = true }
+      local rep, cube, nested = pool:call(function()
+        return string.rep, function(x) return x * square(x) end, { square }
+      end)
+      assert.equal(string.rep, rep)
+      assert.equal(27, cube(3))
+      assert.equal(16, nested[1](4))
     end)
 
     it("is a module that was not loaded here", function()

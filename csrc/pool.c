@@ -19,7 +19,10 @@
 
 #define AHEAD 30           /* calls that a busy worker is sent at most beside those it runs */
 #define CHUNK_BYTES 65536  /* of a chunk's items, about: it fits into the ring with another one */
-#define FAILED_STARTS 3    /* in a row, before what waits is told that no worker can be had */
+/* So many starts fail in a row before what waits is told that no worker can be had; more when there
+ * were some before, for then it may be by chance: somebody kills them. */
+#define FAILED_STARTS 3
+#define FAILED_STARTS_LATER 20
 #define GRACE_NS 100000000 /* from an interruption until the worker is killed */
 #define STOP_NS 1000000000 /* from being told to end until it is killed */
 #define RECORD_SANE (1u << 30)
@@ -123,9 +126,15 @@ struct Pool { /* a userdata */
     uint64_t outstanding; /* calls without an outcome */
     uint64_t completed, failed, crashed, started;
     uint32_t failed_starts; /* in a row */
+    bool has_started;       /* a worker was ready once */
     size_t idle_watches;    /* as counted in the loop */
     bool is_closing, is_closed;
 };
+
+/* Whether it was made before this process was forked: its workers are not ours. */
+static bool is_foreign(const Pool *pool) {
+    return pool->owner != getpid();
+}
 
 /* ---- calls --------------------------------------------------------------------------------------- */
 
@@ -430,6 +439,11 @@ static bool has_live_worker(const Pool *pool) {
     return false;
 }
 
+/* Whether it is worth while to start another worker. */
+static bool can_start(const Pool *pool) {
+    return pool->failed_starts < (pool->has_started ? FAILED_STARTS_LATER : FAILED_STARTS);
+}
+
 /* The process has ended: what became of its calls. */
 static void bury(Worker *worker) {
     Pool *pool = worker->pool;
@@ -454,9 +468,9 @@ static void bury(Worker *worker) {
     if (was_unasked)
         pool->crashed++;
     if (has_failed_start)
-        pool->failed_starts = worker->failure != NULL ? FAILED_STARTS : pool->failed_starts + 1;
+        pool->failed_starts = worker->failure != NULL ? FAILED_STARTS_LATER : pool->failed_starts + 1;
     link_remove(&worker->link);
-    if (pool->failed_starts >= FAILED_STARTS && !has_live_worker(pool)) {
+    if (!can_start(pool) && !has_live_worker(pool)) {
         if (has_failed_start)
             fail_queue(pool, worker->failure, death);
         pool->failed_starts = 0;
@@ -553,12 +567,17 @@ static void handle(Worker *worker, const Record *record, Call *call, bool is_los
     switch (record->kind) {
     case RECORD_READY:
         pool->failed_starts = 0;
+        pool->has_started = true;
         if (worker->state == WORKER_STARTING)
             worker->state = WORKER_READY;
         break;
     case RECORD_RESULT:
         if (call == NULL || call == worker->failure)
             break;
+        if (call == worker->sending) { /* it cannot have read that */
+            kill_worker(worker, CALL_CRASHED);
+            return;
+        }
         call->status = is_lost ? STATUS_MEMORY : record->status;
         note_answered(worker, call, call->count - call->done, has_failed);
         end_part(call, CALL_ANSWERED);
@@ -896,6 +915,7 @@ static bool send_call(Worker *worker, Call *call) {
     parcel_init(&call->parcel, call->is_chunk ? RECORD_CHUNK : RECORD_CALL, STATUS_OK, call->id,
                 &call->message);
     call->parcel.record.epoch = call->epoch = worker->port.epoch;
+    call->parcel.record.count = (uint16_t)call->count;
     if (worker->load > 0 && parcel_size(&call->parcel) > ring_room(&worker->port.out))
         return false;
     unplace(call);
@@ -932,7 +952,7 @@ static void dispatch(lua_State *L, Pool *pool) {
         Call *call = CONTAINER_OF(pool->queue.next, Call, link);
         Worker *worker = choose(pool, call);
         if ((worker == NULL || worker->load > 0) && pool->worker_count < pool->max_workers &&
-            pool->failed_starts < FAILED_STARTS) {
+            can_start(pool)) {
             int error = start_worker(L, pool);
             if (error != 0 && pool->worker_count == 0) {
                 fail_queue(pool, NULL, (Death){.pid = 0, .status = error});
@@ -1072,6 +1092,8 @@ static void drop_part(Call *part) {
 static void drop_call(Call *root) {
     bool had_handle = root->has_handle;
     root->task = NULL;
+    if (is_foreign(root->pool))
+        return;
     root->has_handle = true; /* stays while we are at it */
     for (Call *part = root; part != NULL; part = part->next_part)
         drop_part(part);
@@ -1087,10 +1109,6 @@ static void leave_call(Loop *loop, Task *task) {
 static const WaitKind wait_call = {.name = "pool:call", .leave = leave_call};
 
 /* ---- the end of a pool ----------------------------------------------------------------------------- */
-
-static bool is_foreign(const Pool *pool) {
-    return pool->owner != getpid();
-}
 
 /* Waits, at most until then, for workers to end that were interrupted. */
 static void wait_for_interrupted(Pool *pool, int64_t until_ns) {
@@ -1125,10 +1143,6 @@ static void end_all(Pool *pool) {
     count_watches(pool);
 }
 
-static void end(Service *service) {
-    end_all(pool_of(service));
-}
-
 /* In another process: the workers are not ours, their ports need not stay open here. */
 static void forget(Service *service) {
     Pool *pool = pool_of(service);
@@ -1139,6 +1153,13 @@ static void forget(Service *service) {
         process_forget(&worker->process);
     }
     pool->worker_count = 0;
+}
+
+static void end(Service *service) {
+    if (is_foreign(pool_of(service)))
+        forget(service);
+    else
+        end_all(pool_of(service));
 }
 
 static void move(Service *service, Loop *loop) {
@@ -1168,10 +1189,7 @@ static void move(Service *service, Loop *loop) {
 static int pool_gc(lua_State *L) {
     Pool *pool = lua_touserdata(L, 1);
     if (!list_is_empty(&pool->service.link)) { /* else the runtime has ended it already */
-        if (is_foreign(pool))
-            forget(&pool->service);
-        else
-            end_all(pool);
+        end(&pool->service);
         runtime_remove_service(pool->runtime, &pool->service);
     }
     pool->is_closing = pool->is_closed = true;
@@ -1203,13 +1221,14 @@ static void drop_handle(Handle *handle) {
     if (call == NULL)
         return;
     handle->call = NULL;
+    if (is_foreign(call->pool))
+        return;
     if (call->pending == 0)
         link_remove(&call->link); /* accepted, perhaps */
-    else if (!is_foreign(call->pool))
+    else
         drop_call(call); /* its task was closed by hand */
     call->has_handle = false;
-    if (!is_foreign(call->pool))
-        release(call);
+    release(call);
 }
 
 static int handle_gc(lua_State *L) {
@@ -1228,7 +1247,7 @@ static int raise_closed(lua_State *L, const char *message) {
 
 static void check_open(lua_State *L, const Pool *pool) {
     if (is_foreign(pool))
-        raise_closed(L, "the pool belongs to the process that made it, before a fork");
+        raise_closed(L, "the pool belongs to the parent process: it was made before the fork");
     if (pool->is_closing)
         raise_closed(L, "the pool is closed");
 }
@@ -1659,7 +1678,7 @@ static lua_Integer append_items(lua_State *L, const Pool *pool, Call *call, lua_
     uint32_t limit = pool->is_fork ? known_to_all(pool) : 0;
     lua_Integer index = first;
     call->count = 0;
-    for (; index <= last && message->length < CHUNK_BYTES; index++) {
+    for (; index <= last && message->length < CHUNK_BYTES && call->count < UINT16_MAX; index++) {
         bool is_long;
         size_t length;
         lua_geti(L, CHUNK_ITEMS, index);

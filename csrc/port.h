@@ -45,7 +45,7 @@ typedef struct Record {
     uint32_t epoch;  /* of a call or a chunk, see port_claim */
     uint8_t kind;    /* RecordKind */
     uint8_t status;  /* RecordStatus */
-    uint16_t unused;
+    uint16_t count;  /* of the items of a chunk; of a call 1 */
 } Record;
 
 /* When a task began, of those that run; for the pool, which ends those that take too long. */

@@ -129,6 +129,7 @@ int process_spawn(Process *process, const char *const *argv, const int *descript
     int moved[8], error;
     memset(process, 0, sizeof *process);
     process->end_fd = -1;
+    fflush(stdout); /* what was printed before comes before what the program prints */
     error = move_up(descriptors, count, moved);
     if (error != 0)
         return error;

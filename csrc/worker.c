@@ -174,9 +174,18 @@ static int make_substitute(lua_State *L) { /* an error that cannot travel; why *
     return 1;
 }
 
+/* A task that had no memory leaves much garbage, and the next one may ask for memory in a way in which
+ * Lua does not collect it first: the library's buffers do. */
+static void collect_after(lua_State *L, int error) {
+    if (lua_type(L, error) == LUA_TSTRING &&
+        strcmp(lua_tostring(L, error), "not enough memory") == 0)
+        lua_gc(L, LUA_GCCOLLECT);
+}
+
 /* Encodes the error on the top of the stack, and its traceback; pops it. What becomes of it. */
 static RecordStatus encode_error(lua_State *L, CodecMessage *message) {
     int error = lua_gettop(L);
+    collect_after(L, error);
     runtime_push_noted(L, error);
     if (encode(L, message, error, 2)) {
         lua_settop(L, error - 1);
@@ -460,7 +469,6 @@ static int run_items(lua_State *L);
 static int chunk_done(lua_State *L, Worker *worker, const Chunk *chunk) {
     int64_t elapsed_ns = clock_real_ns() - chunk->began_ns;
     Reply *reply = push_reply(L);
-    fflush(stdout);
     if (!message_append(&reply->message, &elapsed_ns, sizeof elapsed_ns))
         return luaL_error(L, "not enough memory");
     parcel_init(&reply->parcel, RECORD_DONE, STATUS_OK, chunk->id, &reply->message);
@@ -498,6 +506,7 @@ static bool answer_item(lua_State *L, bool has_failed, Reply **reply) {
     Worker *worker = own_worker(L);
     const Chunk *chunk = lua_touserdata(L, 1);
     task_ends(worker, chunk->id);
+    fflush(stdout);
     if (!has_failed) {
         lua_settop(L, CHUNK_BASE + 2);
         if (lua_isnil(L, CHUNK_BASE + 1) && !lua_isnil(L, CHUNK_BASE + 2))
@@ -739,18 +748,35 @@ static void handle(lua_State *L, Worker *worker, const Record *record, const cha
     }
 }
 
+/* There was no memory for a long record: what it is about has begun, and failed. */
+static void refuse_long(lua_State *L, Worker *worker, const Record *record) {
+    Reply *reply;
+    if (record->kind != RECORD_CALL && record->kind != RECORD_CHUNK)
+        give_up();
+    for (uint32_t i = 0; i < record->count; i++)
+        if (!port_claim(&worker->port, record->epoch))
+            return;
+    reply = push_reply(L);
+    parcel_init(&reply->parcel, RECORD_RESULT, STATUS_MEMORY, record->id, NULL);
+    send_later(L, worker, reply);
+}
+
 /* Takes what has come of a record too long for the ring. */
 static bool assemble(lua_State *L, Worker *worker, const char *bytes, size_t there) {
     const Record *record = &worker->assembling;
     size_t count = record->length - worker->assembled_length;
     if (count > there)
         count = there;
-    memcpy(worker->assembled + worker->assembled_length, bytes, count);
+    if (worker->assembled != NULL)
+        memcpy(worker->assembled + worker->assembled_length, bytes, count);
     worker->assembled_length += count;
     ring_consume(&worker->port.in, count);
     if (worker->assembled_length == record->length) {
         worker->is_assembling = false;
-        handle(L, worker, record, worker->assembled);
+        if (worker->assembled != NULL)
+            handle(L, worker, record, worker->assembled);
+        else
+            refuse_long(L, worker, record);
         free(worker->assembled);
         worker->assembled = NULL;
         return true;
@@ -775,8 +801,6 @@ static bool take(lua_State *L, Worker *worker) {
     if (record.length > in->capacity / 2) {
         worker->assembling = record;
         worker->assembled = malloc(record.length);
-        if (worker->assembled == NULL)
-            give_up();
         worker->assembled_length = 0;
         worker->is_assembling = true;
         ring_consume(in, sizeof record);
@@ -895,6 +919,8 @@ static int work(lua_State *L) { /* the first function of the receiver */
     PortSetup setup = worker->port.shared->setup;
     Reply *reply = NULL;
     worker->receiver = runtime->current;
+    /* now, while the standard descriptors are there: should a task close those, ours is none of them */
+    reactor_pollfd(&runtime->loop->reactor);
     worker->slots = setup.slots >= 1 && setup.slots <= PORT_SLOTS ? setup.slots : 1;
     lua_settop(L, 0);
     lua_pushvalue(L, UPVALUE_OWN);

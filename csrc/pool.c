@@ -17,8 +17,8 @@
 #define POOL_METATABLE "opero.Pool"
 #define CALL_METATABLE "opero.Call"
 
-#define AHEAD 30           /* calls that a busy worker is sent at most beside those it runs */
-#define CHUNK_BYTES 65536  /* of a chunk's items, about: it fits into the ring with another one */
+#define AHEAD 30          /* calls that a busy worker is sent at most beside those it runs */
+#define CHUNK_BYTES 65536 /* of a chunk's items, about: it fits into the ring with another one */
 /* So many starts fail in a row before what waits is told that no worker can be had; more when there
  * were some before, for then it may be by chance: somebody kills them. */
 #define FAILED_STARTS 3
@@ -468,7 +468,8 @@ static void bury(Worker *worker) {
     if (was_unasked)
         pool->crashed++;
     if (has_failed_start)
-        pool->failed_starts = worker->failure != NULL ? FAILED_STARTS_LATER : pool->failed_starts + 1;
+        pool->failed_starts =
+            worker->failure != NULL ? FAILED_STARTS_LATER : pool->failed_starts + 1;
     link_remove(&worker->link);
     if (!can_start(pool) && !has_live_worker(pool)) {
         if (has_failed_start)
@@ -1771,7 +1772,8 @@ static void deliver_part(lua_State *L, const Call *part) {
     }
     for (; i < part->count; i++) {
         if (part->outcome == CALL_ANSWERED && part->status == STATUS_ERROR) {
-            push_reported(L, part->pool, part->reply + at, part->reply_length - at); /* of them all */
+            push_reported(L, part->pool, part->reply + at,
+                          part->reply_length - at); /* of them all */
         } else if (part->outcome == CALL_ANSWERED) {
             lua_pushliteral(L, "not enough memory");
             lua_pushnil(L);

@@ -969,8 +969,12 @@ static void push_worker(lua_State *L, const Port *port, int known) {
 /* So that what a task prints goes out in one piece, when it has ended, unless somebody watches. */
 static void keep_output_together(void) {
     static char buffer[OUTPUT_BUFFER];
-    if (!isatty(STDOUT_FILENO))
-        setvbuf(stdout, buffer, _IOFBF, sizeof buffer);
+    if (isatty(STDOUT_FILENO))
+        return;
+    /* A stream that has been written to would write once more before it makes use of another buffer,
+     * unless it forgets, as it does for this, that it was writing. */
+    fseeko(stdout, 0, SEEK_CUR);
+    setvbuf(stdout, buffer, _IOFBF, sizeof buffer);
 }
 
 /* ---- the process --------------------------------------------------------------------------------- */

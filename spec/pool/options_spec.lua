@@ -58,8 +58,8 @@ local options = {
   },
 }
 
-local NAMES <const> = "backend, cancel, idle_timeout, init, interpreter, max_tasks_per_worker, "
-  .. "max_workers, memory_limit, nice, task_timeout, tasks_per_worker"
+local NAMES <const> = "accept_functions, backend, cancel, idle_timeout, init, interpreter, "
+  .. "max_tasks_per_worker, max_workers, memory_limit, nice, task_timeout, tasks_per_worker"
 
 -- Everything that takes these options, and the path with which its messages begin.
 local takers = {

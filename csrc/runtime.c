@@ -3,6 +3,7 @@
 #include "scope.h"
 #include "task.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -117,12 +118,16 @@ static void drop_services(Runtime *runtime, bool is_forked) {
 /* ---- the runtime ----------------------------------------------------------------------------- */
 
 static void forget(lua_State *L, Task *task) { /* the task is at the top; pops it */
-    link_remove(&task->link);
-    link_remove(&task->sibling);
     task->awaiters = NULL;
     task->state = TASK_CANCELLED;
     task->coroutine = NULL;
-    task->scope = NULL; /* a few bytes of the parent's that nobody frees */
+    while (task->scope != NULL) {
+        Scope *scope = task->scope;
+        task->scope = scope->outer;
+        if (scope->handle != NULL)
+            *scope->handle = NULL;
+        free(scope);
+    }
     task->home = NULL;
     lua_getiuservalue(L, -1, 1);
     lua_rawseti(L, -3, (lua_Integer)lua_rawlen(L, -3) + 1);
@@ -133,6 +138,14 @@ static void forget(lua_State *L, Task *task) { /* the task is at the top; pops i
 }
 
 void runtime_forget_tasks(lua_State *L, Runtime *runtime) {
+    for (uint32_t i = 1; i <= runtime->anchor_count; i++) { /* out of all lists, before those go */
+        if (lua_rawgeti(L, UPVALUE_ANCHORS, i) == LUA_TUSERDATA) {
+            Task *task = lua_touserdata(L, -1);
+            link_remove(&task->link);
+            link_remove(&task->sibling);
+        }
+        lua_pop(L, 1);
+    }
     lua_newtable(L);
     for (uint32_t i = 1; i <= runtime->anchor_count; i++) {
         if (lua_rawgeti(L, UPVALUE_ANCHORS, i) == LUA_TUSERDATA)

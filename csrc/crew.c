@@ -656,6 +656,8 @@ void crew_forget(Pool *pool) {
         Worker *worker = CONTAINER_OF(link, Worker, link);
         while (!list_is_empty(&worker->calls))
             call_unplace(CONTAINER_OF(worker->calls.next, Call, link));
+        unwatch(worker);
+        timers_cancel(&pool->service.loop->timers, &worker->alarm.timer);
         port_close(&worker->port);
         process_forget(&worker->process);
         if (worker->failure != NULL)

@@ -146,6 +146,8 @@ void runtime_forget_tasks(lua_State *L, Runtime *runtime) {
         }
         lua_pop(L, 1);
     }
+    drop_services(runtime, true);
+    loop_destroy(&runtime->real); /* with the timers of scopes, before those go too */
     lua_newtable(L);
     for (uint32_t i = 1; i <= runtime->anchor_count; i++) {
         if (lua_rawgeti(L, UPVALUE_ANCHORS, i) == LUA_TUSERDATA)
@@ -157,8 +159,6 @@ void runtime_forget_tasks(lua_State *L, Runtime *runtime) {
     }
     lua_setiuservalue(L, UPVALUE_RUNTIME, RUNTIME_FORGOTTEN);
     runtime->anchor_count = runtime->free_anchor = 0;
-    drop_services(runtime, true);
-    loop_destroy(&runtime->real);
     loop_init(&runtime->real, runtime, false);
     runtime->loop = &runtime->real;
     runtime->running = NULL;

@@ -57,7 +57,8 @@ objects := $(sources:csrc/%.c=$(BUILD)/obj/%.o)
 module := $(BUILD)/lua/opero/core.so
 library := $(BUILD)/libopero.a
 # These know no Lua, so their tests are programs of their own.
-pure_objects := $(filter $(addprefix $(BUILD)/obj/,clock.o timers.o reactor.o),$(objects))
+pure_objects := $(filter $(addprefix $(BUILD)/obj/,\
+  clock.o timers.o reactor.o ring.o port.o process.o),$(objects))
 c_tests := $(patsubst spec/c/%.c,$(BUILD)/c_tests/%,$(wildcard spec/c/*_test.c))
 
 .DELETE_ON_ERROR:

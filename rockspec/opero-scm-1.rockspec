@@ -8,9 +8,9 @@ source = {
 description = {
   summary = "Runs operations that fail, stall or burn CPU, and gets them done",
   detailed = [[
-A scheduler of tasks in C, with timers, readiness of descriptors, cancellation and a virtual clock
-for tests; and in Lua, on top of it, retries, fallbacks, rate and concurrency limits around any
-function, whether it suspends or not.]],
+A scheduler of tasks in C, with timers, readiness of descriptors, cancellation, a virtual clock for
+tests and pools of worker processes; and in Lua, on top of it, retries, fallbacks, rate and
+concurrency limits around any function, whether it suspends or not.]],
   license = "MIT",
   labels = { "async", "retry", "rate-limit", "scheduler", "coroutine" },
 }
@@ -24,26 +24,37 @@ build = {
   modules = {
     ["opero.core"] = {
       sources = {
+        "csrc/call.c",
         "csrc/calls.c",
         "csrc/cancel.c",
         "csrc/catalogue.c",
+        "csrc/chunk.c",
         "csrc/clock.c",
         "csrc/codec.c",
+        "csrc/crew.c",
         "csrc/decode.c",
         "csrc/describe.c",
         "csrc/encode.c",
         "csrc/generator.c",
         "csrc/guard.c",
+        "csrc/job.c",
         "csrc/loop.c",
         "csrc/module.c",
+        "csrc/parcel.c",
+        "csrc/pool.c",
+        "csrc/port.c",
         "csrc/process.c",
         "csrc/reactor.c",
+        "csrc/reply.c",
+        "csrc/ring.c",
         "csrc/runtime.c",
         "csrc/scope.c",
+        "csrc/submit.c",
         "csrc/sync.c",
         "csrc/task.c",
         "csrc/timers.c",
         "csrc/wait.c",
+        "csrc/worker.c",
       },
       defines = { "_GNU_SOURCE=" },
       libraries = { "m" },
@@ -62,6 +73,7 @@ build = {
     ["opero.orchestrate"] = "lua/opero/orchestrate.lua",
     ["opero.orchestrator"] = "lua/opero/orchestrator.lua",
     ["opero.outcome"] = "lua/opero/outcome.lua",
+    ["opero.pool"] = "lua/opero/pool.lua",
     ["opero.rate_limit"] = "lua/opero/rate_limit.lua",
     ["opero.retry"] = "lua/opero/retry.lua",
   },

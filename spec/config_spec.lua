@@ -156,8 +156,10 @@ local misuse = {
     },
   },
   multiprocess_config = {
-    [""] = { { 1, {}, false, { max_workers = 4 } },
-      "nothing: processes are not available in this version" },
+    [""] = { { 1, "fork", false, io.stdout }, "a table of options" },
+    max_workers = { { 0, 1.5, "4", true }, "an integer >= 1" },
+    backend = { { "thread", 1, true }, 'one of "fork", "spawn"' },
+    task_timeout = { { 0, -1, "1", math.huge }, "a finite number > 0" },
   },
 }
 

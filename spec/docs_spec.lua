@@ -8,6 +8,7 @@
 local concurrency = require "opero.concurrency"
 local errors = require "opero.errors"
 local opero = require "opero"
+local pool = require "opero.pool"
 local rate_limit = require "opero.rate_limit"
 local retry = require "opero.retry"
 local stdlib = require "posix.stdlib"
@@ -241,12 +242,17 @@ describe("the pages", function()
         objects[#objects + 1] = { "scope", scope }
       end)
     end)
-    local all = texts["docs/running.md"] .. texts["docs/orchestrating.md"]
+    objects[#objects + 1] = { "pool", opero.Pool() }
+    local all = texts["docs/running.md"] .. texts["docs/orchestrating.md"] .. texts["docs/pool.md"]
     for _, object in ipairs(objects) do
       local methods = debug.getmetatable(object[2]).__index
       for name in pairs(methods) do
+        if name:find "^_" then
+          goto continue -- of its own
+        end
         local call = ("%s:%s("):format(object[1], name)
         assert.is_truthy(all:find(call, 1, true), call .. " is not in the manual")
+        ::continue::
       end
     end
   end)
@@ -304,6 +310,30 @@ describe("the tables of options", function()
       end
     end)
   end
+end)
+
+describe("the table of the options of pools", function()
+  it("has them all, and no other, and what they take", function()
+    local documented = {}
+    for _, row in ipairs(rows_under("docs/pool.md", "Options")) do
+      local name = row[1]:match("^`([%w_]+)`$")
+      local field = assert(pool.options.fields[name], "no such option: " .. row[1])
+      documented[name] = true
+      if field.default ~= nil then
+        local default = type(field.default) == "string" and '"%s"' or "%s"
+        assert.equal("`" .. default:format(field.default) .. "`", row[3], name)
+      end
+      local bound = field.max and ("from %s to %s"):format(field.min, field.max)
+        or field.min and ">= " .. field.min or field.above and "> " .. field.above
+      assert.is_truthy(not bound or row[2]:find(bound, 1, true), name .. ": " .. row[2])
+      for _, value in ipairs(field.values or {}) do
+        assert.is_truthy(row[2]:find(('`"%s"`'):format(value), 1, true), value)
+      end
+    end
+    for name in pairs(pool.options.fields) do
+      assert.is_true(documented[name], name)
+    end
+  end)
 end)
 
 describe("the table of error classes", function()

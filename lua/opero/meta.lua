@@ -14,6 +14,8 @@
 ---@field RetryConfig fun(given: opero.RetryConfig?): opero.RetryConfig
 ---@field RateLimitConfig fun(given: opero.RateLimitConfig): opero.RateLimitConfig
 ---@field ConcurrencyConfig fun(given: opero.ConcurrencyConfig): opero.ConcurrencyConfig
+---@field MultiprocessConfig fun(given: opero.PoolConfig?): opero.PoolConfig
+---@field Pool fun(given: opero.PoolConfig?): opero.Pool
 ---@field FallbackChain fun(primary: function, fallbacks: any): opero.FallbackChain
 ---@field orchestrate fun(config: table?): fun(fn: function): opero.Orchestrated
 ---@field all fun(entries: (function|opero.Task)[]): table
@@ -227,6 +229,53 @@ function Event:wait(timeout) end
 
 ---@return opero.Event not set
 function opero.event() end
+
+-- ---- pools ----------------------------------------------------------------------------------------
+
+--- Worker processes; made by opero.Pool. `map` and `imap` are annotated in pool.lua. Closing a
+--- `<close>` variable closes it: as `close()` does, or at once when an error leaves the block.
+---@class opero.Pool
+local Pool = {}
+
+--- Runs fn in a worker. Returns all its results or raises its error.
+--- Raises SerializationError when fn, its arguments or its results cannot travel, WorkerCrashedError
+--- (pid, signal or status, item, cause) when the worker died or none could be had, TimeoutError
+--- when it took longer than `task_timeout`, ClosedError when the pool is closed.
+---@param fn function
+---@param ... any its arguments
+---@return any ...
+function Pool:call(fn, ...) end
+
+--- The same in a task, a child of the current one. What cannot travel is refused here; all other
+--- errors are those of the task.
+---@param fn function
+---@param ... any
+---@return opero.Task
+function Pool:submit(fn, ...) end
+
+---@class opero.PoolStats
+---@field workers integer processes
+---@field idle integer those that have no task
+---@field busy integer those that have
+---@field pids integer[] their process ids
+---@field queued integer tasks that have not begun; of map and imap: items
+---@field running integer tasks that have
+---@field completed integer tasks that came back
+---@field failed integer those of them with an error
+---@field started integer workers ever started
+---@field crashed integer those of them that ended unasked
+
+---@return opero.PoolStats
+function Pool:stats() end
+
+--- Refuses new tasks, lets those end that were submitted, and ends the workers. What is left after
+--- the timeout ends with ClosedError. When it returns there is no process left.
+---@param timeout number? seconds; default: no limit
+function Pool:close(timeout) end
+
+--- Whether it takes no tasks any more.
+---@return boolean
+function Pool:is_closed() end
 
 -- ---- for a loop of one's own, and for finding faults --------------------------------------------
 

@@ -17,8 +17,8 @@ local retry = require "opero.retry"
 ---  function has failed; default: none
 ---@field rate_limit_config opero.RateLimitConfig? default: no limit
 ---@field concurrency_config opero.ConcurrencyConfig? default: no limit
----@field multiprocess_config opero.PoolConfig|opero.Pool? each attempt is a task of a pool: one of its
----  own, that is closed with it, or a given one; default: attempts run in the caller's task
+---@field multiprocess_config opero.PoolConfig|opero.Pool? each attempt is a task of a pool: one of
+---  its own, that is closed with it, or a given one; default: attempts run in the caller's task
 ---@field logger opero.LoggerLike? told of retries and fallbacks; default: nothing is logged
 
 --- Whatever has these methods; each is given a message and a table of fields.
@@ -201,8 +201,8 @@ function methods:imap(fn, items, options)
   return batch.imap(self.pipeline, limit_of(self), fn, items, options)
 end
 
---- Closes the pool that `multiprocess_config` made, as Pool:close does; one that was given stays open.
---- Without either there is nothing to close. Also through a `<close>` variable.
+--- Closes the pool that `multiprocess_config` made, as Pool:close does; one that was given stays
+--- open. Without either there is nothing to close. Also through a `<close>` variable.
 ---@param timeout number?
 function methods:close(timeout)
   if self.pool and self.pool ~= self.config.multiprocess_config then

@@ -12,23 +12,24 @@ local outcome = require "opero.outcome"
 ---@class opero.PoolConfig
 ---@field max_workers integer? worker processes at most; they start when a task finds no idle one;
 ---  default: as many as there are processors online
----@field backend "fork"|"spawn"? "fork" (default): workers inherit all that is loaded; "spawn": each is
----  a fresh interpreter with this one's package paths, safe in programs with threads
+---@field backend "fork"|"spawn"? "fork" (default): workers inherit all that is loaded; "spawn":
+---  each is a fresh interpreter with this one's package paths, safe in programs with threads
 ---@field init function? called once in each worker, before its first task
 ---@field task_timeout number? seconds; a task that runs longer ends with a TimeoutError, and its
 ---  worker is killed and replaced; default: no limit
----@field max_tasks_per_worker integer? a worker that has begun so many is replaced; default: no limit
+---@field max_tasks_per_worker integer? a worker that has begun so many is replaced; default: no
+---  limit
 ---@field tasks_per_worker integer? so many tasks run in a worker at once, while all but one are
 ---  suspended; from 1 to 256; default 1
----@field memory_limit integer? bytes of address space that a worker may take beyond what it has when
----  it starts; default: no limit
+---@field memory_limit integer? bytes of address space that a worker may take beyond what it has
+---  when it starts; default: no limit
 ---@field nice integer? the niceness of the workers, from -20 to 19; default: as this process
 ---@field idle_timeout number? seconds; a worker that was idle so long is let go; default: it stays
----@field cancel "kill"|"wait"? what becomes of a task that runs when it is cancelled. "kill" (default):
----  its worker is interrupted, so that its code can clean up, killed after 0.1 s at the latest, and
----  replaced; "wait": it is left to end, and its results are dropped
----@field accept_functions boolean? results and errors may hold functions: code that a worker sends is
----  loaded here; default false
+---@field cancel "kill"|"wait"? what becomes of a task that runs when it is cancelled. "kill"
+---  (default): its worker is interrupted, so that its code can clean up, killed after 0.1 s at the
+---  latest, and replaced; "wait": it is left to end, and its results are dropped
+---@field accept_functions boolean? results and errors may hold functions: code that a worker sends
+---  is loaded here; default false
 ---@field interpreter string? the program for `backend = "spawn"`; default: the one that runs this
 ---  script, else lua5.4
 
@@ -102,8 +103,8 @@ function pool.open(config)
   return core.pool(options)
 end
 
---- Makes a pool. Raises ConfigError; SerializationError when `init` cannot travel to workers that are
---- spawned.
+--- Makes a pool. Raises ConfigError; SerializationError when `init` cannot travel to workers that
+--- are spawned.
 ---@param given opero.PoolConfig?
 ---@return opero.Pool
 function pool.new(given)
@@ -120,7 +121,7 @@ function pool.layer(workers)
   end
 end
 
--- ---- chunks: how many items go to a worker at once ------------------------------------------------
+-- ---- chunks: how many items go to a worker at once ---------------------------------------------
 
 -- A worker should come back with its results after so many seconds: often enough for the work to be
 -- spread evenly, seldom enough for the way there and back to cost little.
@@ -179,7 +180,7 @@ local function item_error(index, item, failure)
   return batch.item_error(index, item, failure[1], { traceback = failure[2] })
 end
 
--- ---- all at once -----------------------------------------------------------------------------------
+-- ---- all at once -------------------------------------------------------------------------------
 
 local map_options = {
   fields = {
@@ -219,8 +220,8 @@ local methods = core.pool_methods
 ---  raised as an ItemError (index, item, cause); "collect": every item is tried
 ---@field chunk_size integer? how many items go to a worker at once; default: by the time they take
 
---- Calls fn with every item, in the workers. A call fails when it raises or returns nil and an error.
---- Raises ItemError, ConfigError, ClosedError, SerializationError when fn cannot travel.
+--- Calls fn with every item, in the workers. A call fails when it raises or returns nil and an
+--- error. Raises ItemError, ConfigError, ClosedError, SerializationError when fn cannot travel.
 ---@param fn function is given one item; its first result is kept
 ---@param items table|function a list (with holes if it has an n), or an iterator
 ---@param options opero.PoolMapOptions?
@@ -267,7 +268,7 @@ function methods:map(fn, items, options)
   return results, collected
 end
 
--- ---- one by one ------------------------------------------------------------------------------------
+-- ---- one by one --------------------------------------------------------------------------------
 
 -- How many items are with the pool or waiting for the loop when nothing else says so: what its
 -- runners can be given, and as much again that is done.

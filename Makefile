@@ -107,10 +107,11 @@ setup: ## install what FOR=build|demo|test|sanitize|bench needs
 # The set-up may change what this file finds (the headers of Lua), so what follows it is a make anew.
 again = +@$(MAKE) --no-print-directory
 
-demo: ## mirror a real folder over two troubled servers
+demo: ## mirror a real folder over two troubled servers; find equal files with all processors
 	@$(MAKE) -s --no-print-directory setup FOR=demo
 	$(again) -s all
 	@tools/with-build.sh build $(LUA) examples/mirror.lua $(ARGS)
+	@tools/with-build.sh build $(LUA) examples/duplicates.lua
 
 test: ## all specs, over epoll and over poll, and the checks of style
 	@$(MAKE) -s --no-print-directory setup FOR=test

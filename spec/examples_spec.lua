@@ -476,3 +476,69 @@ describe("the example's", function()
     end)
   end)
 end)
+
+describe("duplicates.lua", function()
+  local root
+
+  ---@return integer status, string output
+  local function duplicates(words)
+    local pipe = assert(io.popen("exec lua5.4 examples/duplicates.lua " .. words .. " 2>&1"))
+    local output = pipe:read("a")
+    local _, _, status = pipe:close()
+    return status, output
+  end
+
+  setup(function()
+    root = make_folder()
+    for i = 1, 2 do
+      write_file(("%s/twin %d"):format(root, i), content(3, 300000))
+    end
+    write_file(root .. "/other", content(4, 150000))
+  end)
+
+  teardown(function()
+    remove(root)
+  end)
+
+  for _, backend in ipairs { "fork", "spawn" } do
+    it("finds equal files, all digests are right, and no file is lost with a worker: " .. backend,
+      function()
+        local status, output = duplicates(("'%s' --workers=2 --backend=%s"):format(root, backend))
+        assert.equal(0, status, output)
+        assert.matches("equal   3 files of 300000 bytes: in ner/file 03%.h", output, 1, true)
+        assert.matches(("%d files, "):format(FILES + 3), output, 1, true)
+        assert.matches("1 groups of equal files; 0 failed; ", output, 1, true)
+        assert.matches("every digest is the one that sha256sum finds", output, 1, true)
+      end)
+  end
+
+  it("says what is wrong with its arguments", function()
+    for words, message in pairs {
+      ["--files=0"] = "--files takes an integer of at least 1, not '0'",
+      ["--workers=x"] = "--workers takes an integer of at least 1, not 'x'",
+      ["--backend=thread"] = "unknown option or value '--backend=thread'",
+      ["/no/such/folder"] = "'/no/such/folder' is not a folder that can be read",
+      ["/tmp /tmp"] = "one folder, not also '/tmp'",
+    } do
+      local status, output = duplicates(words)
+      assert.equal(2, status)
+      assert.equal("duplicates: " .. message .. " (see --help)\n", output)
+    end
+  end)
+
+  it("tells how it is used", function()
+    local status, output = duplicates("--help")
+    assert.equal(0, status)
+    assert.matches("^usage: ", output)
+  end)
+end)
+
+describe("sha256.lua", function()
+  it("finds the digests of the standard's examples", function()
+    local sha256 = require "examples.sha256"
+    assert.equal("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", sha256(""))
+    assert.equal("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", sha256("abc"))
+    assert.equal("248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1",
+      sha256("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq"))
+  end)
+end)

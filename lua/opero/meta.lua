@@ -230,7 +230,7 @@ function Event:wait(timeout) end
 ---@return opero.Event not set
 function opero.event() end
 
--- ---- pools ----------------------------------------------------------------------------------------
+-- ---- pools --------------------------------------------------------------------------------
 
 --- Worker processes; made by opero.Pool. `map` and `imap` are annotated in pool.lua. Closing a
 --- `<close>` variable closes it: as `close()` does, or at once when an error leaves the block.
@@ -238,7 +238,7 @@ function opero.event() end
 local Pool = {}
 
 --- Runs fn in a worker. Returns all its results or raises its error.
---- Raises SerializationError when fn, its arguments or its results cannot travel, WorkerCrashedError
+--- Raises SerializationError when fn, its arguments or results cannot travel, WorkerCrashedError
 --- (pid, signal or status, item, cause) when the worker died or none could be had, TimeoutError
 --- when it took longer than `task_timeout`, ClosedError when the pool is closed.
 ---@param fn function

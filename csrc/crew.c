@@ -149,6 +149,8 @@ static void signal_worker(Worker *worker, int signal, Outcome fate, int64_t grac
               grace_ns == CLOCK_NEVER
                   ? CLOCK_NEVER
                   : clock_add_ns(clock_now_ns(&worker->pool->service.loop->clock), grace_ns));
+    if (worker->alarm_ns == CLOCK_NEVER) /* there is nothing that would do it later */
+        process_signal(&worker->process, SIGKILL);
 }
 
 void crew_kill(Worker *worker, Outcome fate) {
@@ -372,7 +374,9 @@ static Call *receiver_of(Worker *worker, const Record *record) {
         return worker->failure;
     }
     call = find_call(worker, record->id);
-    return call != NULL && call->is_chunk == (record->kind != RECORD_RESULT) ? call : NULL;
+    if (call != NULL && !call->is_chunk && record->kind != RECORD_RESULT)
+        return NULL;
+    return call;
 }
 
 /* Takes a whole record from the ring, which stands at `bytes`. */
@@ -555,17 +559,22 @@ void crew_stop(Worker *worker) {
 
 /* ---- starting workers ------------------------------------------------------------------------------ */
 
-static void link_worker(Worker *worker) {
+/* False when it cannot be watched: then it is gone again. */
+static bool link_worker(Worker *worker) {
     Pool *pool = worker->pool;
     list_append(&pool->workers, &worker->link);
     pool->worker_count++;
     pool->started++;
     worker->generation = pool->next_known;
     crew_receive(worker); /* which says that we wait for more */
-    if (!watch_all(worker))
+    if (!watch_all(worker)) {
         crew_kill(worker, CALL_CRASHED);
+        crew_bury(worker);
+        return false;
+    }
     if (!worker->is_init_sent)
         crew_send_rest(worker);
+    return true;
 }
 
 /* Forks. In the child it does not return. */
@@ -621,8 +630,7 @@ int crew_start(lua_State *L, Pool *pool) {
         free(worker);
         return error;
     }
-    link_worker(worker);
-    return 0;
+    return link_worker(worker) ? 0 : ENOMEM;
 }
 
 /* ---- moving, and being left behind ----------------------------------------------------------------- */
@@ -637,11 +645,13 @@ void crew_move(Pool *pool, Loop *loop) {
         timers_cancel(&before->timers, &worker->alarm.timer);
     }
     pool->service.loop = loop;
-    for (Link *link = pool->workers.next; link != &pool->workers; link = link->next) {
+    for (Link *link = pool->workers.next; link != &pool->workers;) {
         Worker *worker = CONTAINER_OF(link, Worker, link);
-        if (!watch_all(worker))
+        link = link->next;
+        if (!watch_all(worker)) {
             crew_kill(worker, CALL_CRASHED);
-        else if (worker->state == WORKER_STOPPING || worker->state == WORKER_ENDING)
+            crew_bury(worker);
+        } else if (worker->state == WORKER_STOPPING || worker->state == WORKER_ENDING)
             crew_kill(worker, worker->fate);
         else
             crew_reset_alarm(worker);

@@ -261,8 +261,6 @@ static int receive(lua_State *L, int status, lua_KContext context) {
         int result;
         lua_settop(L, 1); /* the worker: a stack of no height would look like a beginning */
         reply_send_outgoing(L, self);
-        if (me->scope != NULL && !list_is_empty(&me->scope->failures))
-            give_up(); /* a task failed in what is done here: no memory */
         if (wants_records && take(L, self)) {
             port_wake(&self->port); /* there is room */
             self->has_yielded = false;
@@ -319,6 +317,8 @@ static int work(lua_State *L) { /* the first function of the receiver */
     PortSetup setup = self->port.shared->setup;
     Reply *reply = NULL;
     self->receiver = runtime->current;
+    /* a task that fails has failed in what is done here: it takes the receiver along */
+    scope_open(L, runtime->current, SCOPE_GROUP);
     /* now, while the standard descriptors are there: should a task close those, ours is none of them */
     reactor_pollfd(&runtime->loop->reactor);
     self->slots = setup.slots >= 1 && setup.slots <= PORT_SLOTS ? setup.slots : 1;
@@ -388,6 +388,21 @@ static int run_forked(lua_State *L) { /* port, as a light userdata; known functi
     return loop_run(L, runtime);
 }
 
+/* The same, whatever happens; returns whether it ended well. */
+static int begin_forked(lua_State *L) {
+    bool has_failed;
+    runtime_push_function(L, run_forked, 0);
+    lua_insert(L, 1);
+    has_failed = lua_pcall(L, 2, 0, 0) != LUA_OK;
+    if (has_failed && !worker_is_interrupted) {
+        const char *message = luaL_tolstring(L, -1, NULL);
+        if (strstr(message, "not enough memory") == NULL) /* the pool tells of its end, as of any */
+            fprintf(stderr, "opero: a worker failed: %s\n", message);
+    }
+    lua_pushboolean(L, !has_failed);
+    return 1;
+}
+
 static int run_program(lua_State *L) { /* port, as a light userdata */
     push_worker(L, lua_touserdata(L, 1), 0);
     lua_replace(L, 1);
@@ -396,24 +411,21 @@ static int run_program(lua_State *L) { /* port, as a light userdata */
 }
 
 void worker_run(lua_State *L, Port *port, int known) {
-    int status;
+    bool has_ended_well;
+    /* nothing here allocates: an error that was not caught would go on in the parent's code */
+    lua_pushcfunction(L, begin_forked);
+    lua_pushlightuserdata(L, port);
     if (known != 0)
         lua_pushvalue(L, known);
     else
         lua_pushnil(L);
-    runtime_push_function(L, run_forked, 0);
-    lua_insert(L, -2);
-    lua_pushlightuserdata(L, port);
-    lua_insert(L, -2);
     keep_output_together();
     handle_interrupts(runtime_of(L));
-    status = lua_pcall(L, 2, 0, 0);
+    has_ended_well = lua_pcall(L, 2, 1, 0) == LUA_OK && lua_toboolean(L, -1);
     fflush(NULL);
     if (worker_is_interrupted)
         end_interrupted();
-    if (status != LUA_OK)
-        fprintf(stderr, "opero: a worker failed: %s\n", luaL_tolstring(L, -1, NULL));
-    _exit(status == LUA_OK ? 0 : 1);
+    _exit(has_ended_well ? 0 : 1);
 }
 
 static int call_work(lua_State *L) { /* bell, memory */

@@ -62,13 +62,16 @@ describe("OrchestratorConfig", function()
     local given = {
       retry_config = { max_attempts = 2 }, rate_limit_config = { rate = 1 },
       concurrency_config = { limit = 1 }, fallbacks = noop,
+      multiprocess_config = { max_workers = 2 },
     }
     local config = opero.OrchestratorConfig(given)
     assert.same({ max_attempts = 2 }, given.retry_config)
     assert.same({ rate = 1 }, given.rate_limit_config)
+    assert.same({ max_workers = 2 }, given.multiprocess_config)
     assert.equal(noop, given.fallbacks)
     assert.equal(60, config.retry_config.wait_max)
     assert.equal(1, config.rate_limit_config.burst)
+    assert.equal("fork", config.multiprocess_config.backend)
     assert.same({ noop }, config.fallbacks)
   end)
 
@@ -77,6 +80,7 @@ describe("OrchestratorConfig", function()
       retry_config = opero.RetryConfig { max_attempts = 2, retry_on = errors.TimeoutError },
       rate_limit_config = opero.RateLimitConfig { rate = 1 },
       concurrency_config = opero.ConcurrencyConfig { limit = 1 },
+      multiprocess_config = opero.MultiprocessConfig { max_workers = 1 },
       fallbacks = { noop },
     }
     assert.same(config, opero.OrchestratorConfig(config))

@@ -35,7 +35,8 @@ local program = [[
     if calls < 3 then return nil, "not yet" end
     return x * 2
   end, 21)
-  print(result, calls)
+  local pool <close> = opero.Pool{ backend = "spawn", max_workers = 1 }
+  print(result, calls, pool:call(math.max, 3, 7))
   print(package.searchpath("opero", package.path))
   print(package.searchpath("opero.core", package.cpath))
 ]]
@@ -59,7 +60,7 @@ describe("packaging #once", function()
     local output = must(("cd / && LUA_PATH='%s/?.lua;%s/?/init.lua;;' LUA_CPATH='%s/?.so;;' "
       .. "lua5.4 '%s/program.lua'"):format(files, files, modules, folder))
     assert.are.equal(
-      ("42\t3\n%s/opero/init.lua\n%s/opero/core.so\n"):format(files, modules), output)
+      ("42\t3\t7\n%s/opero/init.lua\n%s/opero/core.so\n"):format(files, modules), output)
   end
 
   describe("the rock", function()
@@ -117,7 +118,7 @@ describe("packaging #once", function()
         .. 'eval "$(make -C "%s" -s env BUILD=build/env)" && '
         .. 'lua5.4 "%s/program.lua" && echo "$LUA_PATH"'
         .. "'"):format(top, folder))
-      local expected = "42\t3\nTOP/lua/opero/init.lua\nTOP/build/env/lua/opero/core.so\n"
+      local expected = "42\t3\t7\nTOP/lua/opero/init.lua\nTOP/build/env/lua/opero/core.so\n"
         .. "TOP/lua/?.lua;TOP/lua/?/init.lua;/elsewhere/?.lua\n"
       assert.are.equal((expected:gsub("TOP", function() return top end)), output)
     end)

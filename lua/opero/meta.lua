@@ -230,7 +230,7 @@ function Event:wait(timeout) end
 ---@return opero.Event not set
 function opero.event() end
 
--- ---- pools --------------------------------------------------------------------------------
+-- ---- pools --------------------------------------------------------------------------------------
 
 --- Worker processes; made by opero.Pool. `map` and `imap` are annotated in pool.lua. Closing a
 --- `<close>` variable closes it: as `close()` does, or at once when an error leaves the block.

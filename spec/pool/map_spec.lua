@@ -57,6 +57,26 @@ support.each_backend(function(backend)
   describe("map over backend " .. backend, function()
     after_each(support.clean_up)
 
+    it("says of every item that its function cannot be had over there", task(function()
+      local name = "pool_spec_only_here_" .. backend
+      local only_here = { double = function(x) return 2 * x end }
+      package.loaded[name] = only_here
+      local _ <close> = support.closing(function() package.loaded[name] = nil end)
+      -- a spawned worker cannot load the module; a forked one has it
+      local pool <close> = new_pool()
+      local results, errors = pool:map(function(x) return only_here.double(x) end, range(20),
+        { on_error = "collect" })
+      for i = 1, 20 do
+        if backend == "fork" then
+          assert.equal(2 * i, results[i])
+        else
+          assert.equal("SerializationError", errors[i].name)
+          assert.matches(name, errors[i].message, 1, true)
+        end
+      end
+      assert.equal(9, pool:map(square, { 3 })[1])
+    end))
+
     it("returns the first results in the order of the items", task(function()
       local pool <close> = new_pool()
       assert.same({ n = 20, table.unpack(support.squares(20)) }, (pool:map(function(x)

@@ -71,6 +71,8 @@ typedef struct CodecEncoding {
     int known;
     /* Those from this number on count as unknown all the same. 0: no limit. */
     uint32_t known_limit;
+    /* Refuse functions, those with a name too. */
+    bool refuses_functions;
     /* Index of a table; long strings then become segments instead of being copied, and are kept
      * alive in there: that of message->segments[i] at [i + 1]. 0: copy. */
     int anchors;

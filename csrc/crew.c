@@ -12,7 +12,8 @@
  * were some before, for then it may be by chance: somebody kills them. */
 #define FAILED_STARTS 3
 #define FAILED_STARTS_LATER 20
-#define STOP_NS 1000000000 /* from being told to end until it is killed */
+#define RETRY_NS 1000000000 /* until it is tried again, where there are other workers */
+#define STOP_NS 1000000000  /* from being told to end until it is killed */
 
 /* ---- what a worker has begun, and what not --------------------------------------------------------- */
 
@@ -204,7 +205,8 @@ bool crew_is_alive(const Pool *pool) {
 
 /* Whether it is worth while to start another worker. */
 bool crew_can_start(const Pool *pool) {
-    return pool->failed_starts < (pool->has_started ? FAILED_STARTS_LATER : FAILED_STARTS);
+    uint32_t limit = pool->has_started ? FAILED_STARTS_LATER : FAILED_STARTS;
+    return pool->failed_starts < limit || clock_real_ns() - pool->failed_ns >= RETRY_NS;
 }
 
 /* The process has ended: what became of its calls. */
@@ -230,9 +232,11 @@ void crew_bury(Worker *worker) {
     }
     if (was_unasked)
         pool->crashed++;
-    if (has_failed_start)
+    if (has_failed_start) {
+        pool->failed_ns = clock_real_ns();
         pool->failed_starts =
             worker->failure != NULL ? FAILED_STARTS_LATER : pool->failed_starts + 1;
+    }
     link_remove(&worker->link);
     if (!crew_can_start(pool) && !crew_is_alive(pool)) {
         if (has_failed_start)

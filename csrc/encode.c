@@ -773,7 +773,10 @@ static bool put_value(Encoder *e) {
     stack_reserve(L, 12);
     if (memo != NULL)
         put_reference(e, memo);
-    else if (e->options->known != 0 && put_known(e))
+    else if (type == LUA_TFUNCTION && e->options->refuses_functions) {
+        e->has_built = true; /* whatever its name may be */
+        refuse(e, "a function, and none are accepted", NULL);
+    } else if (e->options->known != 0 && put_known(e))
         ;
     else if (type == LUA_TTABLE && (void *)key == e->globals) {
         make_room(e, 1);

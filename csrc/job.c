@@ -19,7 +19,7 @@ static void task_begins(Self *self, uint32_t id) {
         }
 }
 
-static void task_ends(Self *self, uint32_t id) {
+void job_note_end(Self *self, uint32_t id) {
     PortShared *shared = self->port.shared;
     if (!shared->setup.is_timed)
         return;
@@ -65,10 +65,8 @@ static bool close_children(lua_State *L, Runtime *runtime, int first) {
 }
 
 static int end_task(lua_State *L, int status, lua_KContext context) {
-    Self *self = worker_self(L);
     (void)status, (void)context;
-    self->running--;
-    worker_wake_receiver(runtime_of(L)->loop, self);
+    worker_job_ended(L, worker_self(L));
     return 0;
 }
 
@@ -109,7 +107,7 @@ static bool send_scalars(lua_State *L, Self *self, uint32_t id, int first) {
 static int answer_call(lua_State *L, bool has_failed) { /* id, handler, results or ... error */
     Self *self = worker_self(L);
     uint32_t id = (uint32_t)lua_tointeger(L, 1);
-    task_ends(self, id);
+    job_note_end(self, id);
     if (worker_is_interrupted) /* what it has come to is not an outcome: the process ends */
         return end_task(L, LUA_OK, 0);
     fflush(stdout);
@@ -201,13 +199,18 @@ enum { CHUNK_BASE = 3 }; /* stack slots below what an item needs */
 
 static int run_items(lua_State *L);
 
-static int chunk_done(lua_State *L, Self *self, const Chunk *chunk) {
-    int64_t elapsed_ns = clock_real_ns() - chunk->began_ns;
+bool job_push_done(lua_State *L, uint32_t id, int64_t elapsed_ns) {
     Reply *reply = reply_push(L);
     if (!message_append(&reply->message, &elapsed_ns, sizeof elapsed_ns))
+        return false;
+    parcel_init(&reply->parcel, RECORD_DONE, STATUS_OK, id, &reply->message);
+    return true;
+}
+
+static int chunk_done(lua_State *L, Self *self, const Chunk *chunk) {
+    if (!job_push_done(L, chunk->id, clock_real_ns() - chunk->began_ns))
         return luaL_error(L, "not enough memory");
-    parcel_init(&reply->parcel, RECORD_DONE, STATUS_OK, chunk->id, &reply->message);
-    return reply_send(L, self, reply, reply_sent);
+    return reply_send(L, self, lua_touserdata(L, -1), reply_sent);
 }
 
 static int item_sent(lua_State *L, int status, lua_KContext context) {
@@ -240,7 +243,7 @@ static bool send_scalar(lua_State *L, Self *self, uint32_t id, int index) {
 static bool answer_item(lua_State *L, bool has_failed, Reply **reply) {
     Self *self = worker_self(L);
     const Chunk *chunk = lua_touserdata(L, 1);
-    task_ends(self, chunk->id);
+    job_note_end(self, chunk->id);
     fflush(stdout);
     if (!has_failed) {
         lua_settop(L, CHUNK_BASE + 2);

@@ -484,6 +484,8 @@ int loop_deadline(lua_State *L) {
 /* ---- what is there ------------------------------------------------------------------------------ */
 
 static void add_task(lua_State *L, Task *task, int list) {
+    if (task->flags & TASK_IS_INTERNAL)
+        return;
     lua_createtable(L, 0, 5);
     lua_pushvalue(L, -2);
     lua_setfield(L, -2, "task");

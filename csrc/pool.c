@@ -332,7 +332,8 @@ static int pool_stats(lua_State *L) {
     lua_Integer pids = 0;
     lua_createtable(L, 0, 10);
     lua_newtable(L);
-    for (const Link *link = pool->workers.next; link != &pool->workers; link = link->next) {
+    for (const Link *link = pool->workers.next; link != &pool->workers && !pool_is_foreign(pool);
+         link = link->next) {
         const Worker *worker = CONTAINER_OF(link, Worker, link);
         uint32_t ahead = crew_count_waiting(worker), all = 0;
         for (const Link *at = worker->calls.next; at != &worker->calls; at = at->next)
@@ -511,6 +512,7 @@ static int new_pool(lua_State *L) {
     pool->setup.has_nice = lua_getfield(L, 1, "nice") != LUA_TNIL;
     lua_pop(L, 1);
     pool->setup.nice = (int32_t)integer_option(L, "nice", 0);
+    pool->setup.accepts_functions = pool->accepts_functions;
     pool->setup.is_timed = pool->task_timeout_ns != CLOCK_NEVER;
     pool->setup.parent = pool->owner;
     if (!pool->is_fork) {

@@ -121,6 +121,7 @@ struct Pool { /* a userdata */
     uint64_t outstanding; /* calls without an outcome */
     uint64_t completed, failed, crashed, started;
     uint32_t failed_starts; /* in a row */
+    int64_t failed_ns;      /* when the last of them was */
     bool has_started;       /* a worker was ready once */
     size_t idle_watches;    /* as counted in the loop */
     bool is_closing, is_closed;

@@ -58,7 +58,8 @@ typedef struct PortSlot {
 typedef struct PortSetup {
     uint32_t slots; /* tasks at once */
     bool has_init;
-    bool is_timed; /* note when tasks begin */
+    bool is_timed;          /* note when tasks begin */
+    bool accepts_functions; /* in results */
     bool has_nice;
     int32_t nice;
     uint64_t memory_limit; /* 0: none */

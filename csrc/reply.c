@@ -66,9 +66,12 @@ int reply_send(lua_State *L, Self *self, Reply *reply, lua_KFunction k) {
     return reply_send_now(self, reply) ? k(L, LUA_OK, 0) : reply_wait_until_sent(L, self, reply, k);
 }
 
-static int encode_values(lua_State *L) { /* message, anchors or nil, values... */
-    CodecEncoding options = {.what = "result", .anchors = lua_istable(L, 2) ? 2 : 0};
-    codec_encode(L, 3, lua_gettop(L) - 2, lua_touserdata(L, 1), &options);
+static int encode_values(lua_State *L) { /* worker, message, anchors or nil, values... */
+    const Self *self = lua_touserdata(L, 1);
+    CodecEncoding options = {.what = "result",
+                             .anchors = lua_istable(L, 3) ? 3 : 0,
+                             .refuses_functions = !self->port.shared->setup.accepts_functions};
+    codec_encode(L, 4, lua_gettop(L) - 3, lua_touserdata(L, 2), &options);
     return 0;
 }
 
@@ -81,11 +84,12 @@ static bool encode(lua_State *L, int reply, int first, int count) {
     for (int i = first; i < first + count; i++)
         has_long = has_long || (lua_type(L, i) == LUA_TSTRING &&
                                 lua_rawlen(L, i) >= (lua_Unsigned)CODEC_SEGMENT_MIN);
-    if (!lua_checkstack(L, count + 4)) {
+    if (!lua_checkstack(L, count + 5)) {
         lua_pushliteral(L, "too many results");
         return false;
     }
     lua_pushcfunction(L, encode_values);
+    lua_pushlightuserdata(L, worker_self(L));
     lua_pushlightuserdata(L, message);
     if (has_long) {
         lua_newtable(L);
@@ -95,7 +99,7 @@ static bool encode(lua_State *L, int reply, int first, int count) {
         lua_pushnil(L);
     for (int i = first; i < first + count; i++)
         lua_pushvalue(L, i);
-    if (lua_pcall(L, count + 2, 0, 0) == LUA_OK) {
+    if (lua_pcall(L, count + 3, 0, 0) == LUA_OK) {
         if (message->length + message->segmented <= PARCEL_MAX)
             return true;
         runtime_push_error(L, "SerializationError", "the results take more than 4 GiB", NULL);

@@ -99,6 +99,7 @@ enum {
     TASK_BODY_ENDED = 16,   /* its function has returned; it waits for its children */
     TASK_IS_SIMULATED = 32, /* it belongs to the loop of a simulation */
     TASK_IS_AWAITED = 64,   /* its error is on its way to somebody who awaits it */
+    TASK_IS_INTERNAL = 128, /* not the user's: opero.tasks does not list it */
 };
 
 /* What the user value of an ended task is (Task.handed). */
@@ -121,6 +122,7 @@ struct Scope {      /* malloc'ed, owned by its owner's chain */
     uint8_t kind;   /* ScopeKind */
     bool is_cancelled;
     bool is_joining; /* its owner waits for the children */
+    bool tells_ends; /* a task that does not end well wakes its owner, whatever that waits for */
     bool has_expired;
     uint8_t outcome; /* of the function it was opened for; see calls.c */
 };

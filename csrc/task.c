@@ -322,6 +322,8 @@ static Task *settle(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
         task_remove_awaiter(task, awaiter);
         task_wake(loop, awaiter, WAKE_OK, 0);
     }
+    if (home->tells_ends && task->state != TASK_DONE && home->owner->state == TASK_SUSPENDED)
+        task_wake(loop, home->owner, WAKE_CLOSED, 0);
     if (task->state == TASK_FAILED && (task->flags & TASK_IS_ROOT) == 0) {
         list_append(&home->failures, &task->sibling);
         if (has_awaiters && home->kind != SCOPE_GROUP)

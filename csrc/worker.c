@@ -6,6 +6,7 @@
 #include "worker_parts.h"
 
 #include <errno.h>
+#include <lualib.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -98,17 +99,85 @@ static int decode_call(lua_State *L) { /* Received */
     return codec_decode(L, received->bytes, received->record->length, &options);
 }
 
+/* Spawns a task of the function and its arguments above stack index `base`, for a record. */
+static void spawn_job(lua_State *L, Self *self, const Record *record, int base) {
+    Runtime *runtime = runtime_of(L);
+    uint32_t place = 0;
+    Task *task =
+        task_spawn(L, runtime, runtime->loop, scope_current(L, runtime), lua_gettop(L) - base - 1);
+    while (self->jobs[place].task != NULL) /* there is room, or nothing would have been taken */
+        place++;
+    lua_getiuservalue(L, UPVALUE_OWN, WORKER_JOBS);
+    lua_insert(L, -2);
+    lua_rawseti(L, -2, (lua_Integer)place + 1);
+    self->jobs[place] = (Job){.task = task, .id = record->id, .kind = record->kind};
+    self->running++;
+}
+
+/* A job is over: its place is free. */
+static void free_job(lua_State *L, Self *self, Job *job) {
+    lua_getiuservalue(L, UPVALUE_OWN, WORKER_JOBS);
+    lua_pushboolean(L, false);
+    lua_rawseti(L, -2, job - self->jobs + 1);
+    lua_pop(L, 1);
+    job->task = NULL;
+    self->running--;
+}
+
+void worker_job_ended(lua_State *L, Self *self) {
+    const Runtime *runtime = runtime_of(L);
+    for (uint32_t i = 0; i < self->slots; i++)
+        if (self->jobs[i].task == runtime->current) {
+            free_job(L, self, &self->jobs[i]);
+            break;
+        }
+    worker_wake_receiver(runtime->loop, self);
+}
+
+/* Answers for a task that has ended without having answered: it was cancelled before it began, or has
+ * yielded where no task may. When memory was short in what is done here, the process ends. */
+static void answer_for(lua_State *L, Self *self, Job *job) {
+    Runtime *runtime = runtime_of(L);
+    Task *task = job->task;
+    uint32_t id = job->id;
+    RecordKind kind = job->kind;
+    lua_getiuservalue(L, UPVALUE_OWN, WORKER_JOBS);
+    lua_rawgeti(L, -1, job - self->jobs + 1);
+    task_push_error(L, task, -1);
+    if (task->state == TASK_FAILED && task->home != NULL)
+        scope_forget_failure(L, runtime, task);
+    free_job(L, self, job);
+    job_note_end(self, id);
+    if (worker_is_interrupted || (lua_type(L, -1) == LUA_TSTRING &&
+                                  strstr(lua_tostring(L, -1), "not enough memory") != NULL))
+        give_up();
+    reply_send_later(
+        L, self,
+        reply_push_outcome(L, kind == RECORD_CHUNK ? RECORD_ITEM : RECORD_RESULT, id, 0, true));
+    if (kind == RECORD_CHUNK) {
+        if (!job_push_done(L, id, 1))
+            give_up();
+        reply_send_later(L, self, lua_touserdata(L, -1));
+    }
+    if (kind == RECORD_INIT)
+        self->is_stopping = true;
+}
+
+static void answer_for_ended(lua_State *L, Self *self) {
+    for (uint32_t i = 0; i < self->slots && self->running > 0; i++)
+        if (self->jobs[i].task != NULL && task_has_ended(self->jobs[i].task))
+            answer_for(L, self, &self->jobs[i]);
+}
+
 /* Spawns a task that runs what was received, by the function that is that user value. */
 static void spawn(lua_State *L, Self *self, int function, const Received *received) {
-    Runtime *runtime = runtime_of(L);
     int base = lua_gettop(L);
     lua_getiuservalue(L, UPVALUE_OWN, function);
     lua_pushinteger(L, received->record->id);
     lua_getiuservalue(L, UPVALUE_OWN, WORKER_DECODE);
     lua_pushlightuserdata(L, (void *)received);
     if (lua_pcall(L, 1, LUA_MULTRET, 0) == LUA_OK) {
-        task_spawn(L, runtime, runtime->loop, scope_current(L, runtime), lua_gettop(L) - base - 1);
-        self->running++;
+        spawn_job(L, self, received->record, base);
     } else {
         reply_send_later(L, self,
                          reply_push_outcome(L, RECORD_RESULT, received->record->id, 0, true));
@@ -118,12 +187,11 @@ static void spawn(lua_State *L, Self *self, int function, const Received *receiv
 }
 
 static void spawn_chunk(lua_State *L, Self *self, const Received *received) {
-    Runtime *runtime = runtime_of(L);
+    int base = lua_gettop(L);
     lua_getiuservalue(L, UPVALUE_OWN, WORKER_RUN_CHUNK);
     job_push_chunk(L, received->record, received->bytes);
-    task_spawn(L, runtime, runtime->loop, scope_current(L, runtime), 1);
-    self->running++;
-    lua_pop(L, 1);
+    spawn_job(L, self, received->record, base);
+    lua_settop(L, base);
 }
 
 /* Begins with what a whole record asks for. */
@@ -256,11 +324,13 @@ static int receive(lua_State *L, int status, lua_KContext context) {
     if (context != 0)
         task_resumed(L, runtime, 0);
     for (;;) {
-        bool wants_records = !self->is_stopping && self->running < self->slots &&
-                             (self->is_ready || self->running == 0);
+        bool wants_records;
         int result;
         lua_settop(L, 1); /* the worker: a stack of no height would look like a beginning */
+        answer_for_ended(L, self);
         reply_send_outgoing(L, self);
+        wants_records = !self->is_stopping && self->running < self->slots &&
+                        (self->is_ready || self->running == 0);
         if (wants_records && take(L, self)) {
             port_wake(&self->port); /* there is room */
             self->has_yielded = false;
@@ -317,8 +387,8 @@ static int work(lua_State *L) { /* the first function of the receiver */
     PortSetup setup = self->port.shared->setup;
     Reply *reply = NULL;
     self->receiver = runtime->current;
-    /* a task that fails has failed in what is done here: it takes the receiver along */
-    scope_open(L, runtime->current, SCOPE_GROUP);
+    self->receiver->flags |= TASK_IS_INTERNAL;
+    scope_open(L, runtime->current, SCOPE_ROOT)->tells_ends = true;
     /* now, while the standard descriptors are there: should a task close those, ours is none of them */
     reactor_pollfd(&runtime->loop->reactor);
     self->slots = setup.slots >= 1 && setup.slots <= PORT_SLOTS ? setup.slots : 1;
@@ -353,6 +423,8 @@ static void push_worker(lua_State *L, const Port *port, int known) {
             lua_rawseti(L, -4, lua_tointeger(L, -2));
         }
     lua_setiuservalue(L, index, WORKER_KNOWN);
+    lua_newtable(L);
+    lua_setiuservalue(L, index, WORKER_JOBS);
     worker_push_own(L, index, job_run_call);
     lua_setiuservalue(L, index, WORKER_RUN_CALL);
     worker_push_own(L, index, job_run_chunk);
@@ -379,9 +451,24 @@ static void keep_output_together(void) {
 
 /* ---- the process --------------------------------------------------------------------------------- */
 
+/* A forked process must not draw the numbers of all others that were forked where it was. */
+static void reseed(lua_State *L, const Runtime *runtime) {
+    luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+    lua_getfield(L, -1, LUA_MATHLIBNAME);
+    if (lua_istable(L, -1)) {
+        lua_getfield(L, -1, "randomseed");
+        if (lua_isfunction(L, -1)) {
+            lua_pushinteger(L, (lua_Integer)runtime->random[0]); /* seeded anew for this process */
+            lua_pushinteger(L, (lua_Integer)runtime->random[1]);
+            lua_call(L, 2, 0);
+        }
+    }
+}
+
 static int run_forked(lua_State *L) { /* port, as a light userdata; known functions or nil */
     Runtime *runtime = runtime_of(L);
     runtime_forget_tasks(L, runtime);
+    reseed(L, runtime);
     push_worker(L, lua_touserdata(L, 1), lua_istable(L, 2) ? 2 : 0);
     lua_replace(L, 1);
     lua_settop(L, 1);

@@ -16,6 +16,13 @@
 
 #pragma GCC visibility push(hidden)
 
+/* A task that runs what came, until it has answered. */
+typedef struct Job {
+    Task *task;   /* NULL: the place is free; kept by WORKER_JOBS */
+    uint32_t id;  /* of the call */
+    uint8_t kind; /* RecordKind */
+} Job;
+
 typedef struct Self { /* a userdata; see WORKER_... for its user values */
     Port port;
     Watch bell;
@@ -31,7 +38,8 @@ typedef struct Self { /* a userdata; see WORKER_... for its user values */
     char *assembled;   /* ... as far as it has come; NULL: none, or no memory for it */
     size_t assembled_length;
     bool is_assembling;
-    size_t seen; /* bytes of a record that has not come as a whole */
+    size_t seen;          /* bytes of a record that has not come as a whole */
+    Job jobs[PORT_SLOTS]; /* of which the first `slots` are in use */
 } Self;
 
 enum {                   /* user values of a worker */
@@ -41,7 +49,8 @@ enum {                   /* user values of a worker */
        WORKER_RUN_INIT,
        WORKER_CALL_ITEM,
        WORKER_DECODE,
-       WORKER_USER_VALUES = WORKER_DECODE,
+       WORKER_JOBS, /* place in `jobs`, from 1: task */
+       WORKER_USER_VALUES = WORKER_JOBS,
 };
 
 typedef struct Reply { /* a userdata */
@@ -61,6 +70,9 @@ static inline Self *worker_self(lua_State *L) {
 /* Pushes a function as a closure over the worker at index `self`. */
 void worker_push_own(lua_State *L, int self, lua_CFunction function);
 
+/* The running task has answered, and ends. */
+void worker_job_ended(lua_State *L, Self *self);
+
 /* Wakes the receiver, if it waits for the bell and has not been woken yet. */
 void worker_wake_receiver(Loop *loop, Self *self);
 
@@ -73,6 +85,12 @@ int job_run_call(lua_State *L);  /* id, function, arguments... */
 int job_run_init(lua_State *L);  /* 0, function */
 int job_run_chunk(lua_State *L); /* chunk */
 int job_call_item(lua_State *L); /* what calls an item that is no scalar */
+
+/* The task that was noted as having begun with this id is over. */
+void job_note_end(Self *self, uint32_t id);
+
+/* Pushes a message that a chunk is done; false when there is no memory. */
+bool job_push_done(lua_State *L, uint32_t id, int64_t elapsed_ns);
 
 /* Pushes the chunk of a record: the argument of job_run_chunk. Its first item has been claimed. */
 void job_push_chunk(lua_State *L, const Record *record, const char *bytes);

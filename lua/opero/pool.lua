@@ -213,6 +213,7 @@ local function list_of(items, path)
   return check.fail(path, items, "a list or an iterator function")
 end
 
+---@class opero.Pool
 local methods = core.pool_methods
 
 ---@class opero.PoolMapOptions

@@ -352,11 +352,21 @@ support.each_backend(function(backend)
         function() return string.rep end,
         function() return function() end end,
         function() return { nested = { square } } end,
-        function() error({ handler = square }) end,
       } do
         refused(pool.call, pool, fn)
       end
       check_same_worker(pool)
+    end)
+
+    it("is told with the path to it", function()
+      local pool <close> = new_pool { max_workers = 1 }
+      assert.matches("result 1: field 'list'[2] is a function", raised(pool.call, pool, function()
+        return { list = { 1, string.rep } }
+      end).message, 1, true)
+      local err = raised(pool.call, pool, function()
+        error(errors.OperoError("the disk is full", { handler = print }))
+      end)
+      assert.matches("the disk is full", tostring(err), 1, true)
     end)
 
     it("is none where functions are accepted", function()

@@ -248,6 +248,59 @@ support.each_backend(function(backend)
       assert.same({ "cancelled" }, support.lines(path))
     end))
 
+    it("fails alone when it yields where no task may", task(function()
+      local pool <close> = new_pool { max_workers = 1, tasks_per_worker = 2 }
+      local other = pool:submit(function()
+        opero.sleep(0.03)
+        return "other"
+      end)
+      assert.matches("attempt to yield from outside a coroutine", raised(pool.call, pool, function()
+        coroutine.yield()
+      end), 1, true)
+      assert.equal("other", other:await())
+      local results, failures = pool:map(function(x)
+        return x == 2 and coroutine.yield() or x
+      end, { 1, 2, 3 }, { on_error = "collect" })
+      assert.same({ 1, nil, 3, n = 3 }, results)
+      assert.matches("attempt to yield", failures[2], 1, true)
+      assert.same({ 1, 0 }, { pool:stats().started, pool:stats().crashed })
+    end))
+
+    it("may cancel all the tasks that there are, one that has not begun too", task(function()
+      local pool <close> = new_pool { max_workers = 1, tasks_per_worker = 3 }
+      local sleeper = pool:submit(opero.sleep, 60)
+      local killer = pool:submit(function()
+        opero.yield()
+        for _, info in ipairs(opero.tasks()) do
+          if info.task ~= opero.current() then
+            info.task:cancel()
+          end
+        end
+        return "done"
+      end)
+      local late = pool:submit(square, 5)
+      for _, cancelled in ipairs { sleeper, late } do
+        local ok, result = pcall(cancelled.await, cancelled)
+        assert.is_true(ok and result == 25 or errors.is(result, errors.CancelledError))
+      end
+      assert.equal("done", killer:await())
+      assert.equal(4, pool:call(square, 2))
+      assert.equal(0, pool:stats().crashed)
+    end))
+
+    it("draws random numbers of its own", task(function()
+      local pool <close> = new_pool { max_workers = 2 }
+      local function draw()
+        opero.sleep(0.02)
+        return math.random(1 << 50), unistd.getpid()
+      end
+      local first, second = pool:submit(draw), pool:submit(draw)
+      local a, pid_a = first:await()
+      local b, pid_b = second:await()
+      assert.are_not.equal(pid_a, pid_b)
+      assert.are_not.equal(a, b)
+    end))
+
     it("may cancel itself", task(function()
       local pool <close> = new_pool()
       local err = raised(pool.call, pool, function()

@@ -483,7 +483,7 @@ static int begin_forked(lua_State *L) {
     has_failed = lua_pcall(L, 2, 0, 0) != LUA_OK;
     if (has_failed && !worker_is_interrupted) {
         const char *message = luaL_tolstring(L, -1, NULL);
-        if (strstr(message, "not enough memory") == NULL) /* the pool tells of its end, as of any */
+        if (strstr(message, "memory") == NULL) /* the pool tells of its end, as of any */
             fprintf(stderr, "opero: a worker failed: %s\n", message);
     }
     lua_pushboolean(L, !has_failed);

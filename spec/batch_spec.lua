@@ -746,7 +746,8 @@ describe("imap", function()
       return middle
     end
     local few = heap_over(1000)
-    assert.is_true(heap_over(1000000) - few < 64) -- KiB
+    -- KiB: half a byte an item. Lua's own table of strings may double meanwhile.
+    assert.is_true(heap_over(1000000) - few < 512)
   end)
 
   it("keeps constant memory when the function suspends", simulated(function()

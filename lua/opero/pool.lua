@@ -213,8 +213,6 @@ local function list_of(items, path)
   return check.fail(path, items, "a list or an iterator function")
 end
 
----@class opero.Pool
-local methods = core.pool_methods
 
 ---@class opero.PoolMapOptions
 ---@field on_error "raise"|"collect"? "raise" (default): the first failure cancels the rest and is
@@ -228,7 +226,7 @@ local methods = core.pool_methods
 ---@param options opero.PoolMapOptions?
 ---@return table results in the order of the items, with n
 ---@return table? errors with `on_error = "collect"`: the errors, each at its item's place, with n
-function methods:map(fn, items, options)
+local function map(self, fn, items, options)
   check.callable(fn, "map.fn")
   options = check.options(map_options, options == nil and {} or options, "map")
   local list, total = list_of(items, "map.items")
@@ -427,7 +425,7 @@ local handle_mt = {
 ---@return nil
 ---@return nil
 ---@return table handle closing ends it; for the generic `for`
-function methods:imap(fn, items, options)
+local function imap(self, fn, items, options)
   check.callable(fn, "imap.fn")
   options = check.options(imap_options, options == nil and {} or options, "imap")
   local state = {
@@ -490,5 +488,10 @@ function methods:imap(fn, items, options)
 
   return next_result, nil, nil, setmetatable({ state = state }, handle_mt)
 end
+
+-- The pools of a state share their methods: those that came first stay, should this file be loaded
+-- once more.
+core.pool_methods.map = core.pool_methods.map or map
+core.pool_methods.imap = core.pool_methods.imap or imap
 
 return pool

@@ -214,6 +214,9 @@ local function list_of(items, path)
 end
 
 
+---@class opero.Pool
+local methods = {}
+
 ---@class opero.PoolMapOptions
 ---@field on_error "raise"|"collect"? "raise" (default): the first failure cancels the rest and is
 ---  raised as an ItemError (index, item, cause); "collect": every item is tried
@@ -226,7 +229,7 @@ end
 ---@param options opero.PoolMapOptions?
 ---@return table results in the order of the items, with n
 ---@return table? errors with `on_error = "collect"`: the errors, each at its item's place, with n
-local function map(self, fn, items, options)
+function methods:map(fn, items, options)
   check.callable(fn, "map.fn")
   options = check.options(map_options, options == nil and {} or options, "map")
   local list, total = list_of(items, "map.items")
@@ -425,7 +428,7 @@ local handle_mt = {
 ---@return nil
 ---@return nil
 ---@return table handle closing ends it; for the generic `for`
-local function imap(self, fn, items, options)
+function methods:imap(fn, items, options)
   check.callable(fn, "imap.fn")
   options = check.options(imap_options, options == nil and {} or options, "imap")
   local state = {
@@ -491,7 +494,8 @@ end
 
 -- The pools of a state share their methods: those that came first stay, should this file be loaded
 -- once more.
-core.pool_methods.map = core.pool_methods.map or map
-core.pool_methods.imap = core.pool_methods.imap or imap
+for name, method in next, methods do
+  core.pool_methods[name] = core.pool_methods[name] or method
+end
 
 return pool

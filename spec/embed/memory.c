@@ -171,7 +171,8 @@ static struct {
 
 static bool is_about_memory(const char *message) {
     return strstr(message, "not enough memory") != NULL || strstr(message, "emory") != NULL ||
-           strstr(message, "error in error handling") != NULL;
+           strstr(message, "error in error handling") != NULL ||
+           strstr(message, "several tasks failed") != NULL; /* and no memory to say more */
 }
 
 /* An error came out of `where`, and is on the top of the stack. */

@@ -6,14 +6,16 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* So many starts fail in a row before what waits is told that no worker can be had; more when there
- * were some before, for then it may be by chance: somebody kills them. */
+ * were some before, for then it may be by chance. */
 #define FAILED_STARTS 3
 #define FAILED_STARTS_LATER 20
-#define RETRY_NS 1000000000 /* until it is tried again, where there are other workers */
-#define STOP_NS 1000000000  /* from being told to end until it is killed */
+#define PATIENCE_NS 10000000000 /* with somebody who kills workers that start */
+#define RETRY_NS 1000000000     /* until it is tried again, where there are other workers */
+#define STOP_NS 1000000000      /* from being told to end until it is killed */
 
 /* ---- what a worker has begun, and what not --------------------------------------------------------- */
 
@@ -206,7 +208,10 @@ bool crew_is_alive(const Pool *pool) {
 /* Whether it is worth while to start another worker. */
 bool crew_can_start(const Pool *pool) {
     uint32_t limit = pool->has_started ? FAILED_STARTS_LATER : FAILED_STARTS;
-    return pool->failed_starts < limit || clock_real_ns() - pool->failed_ns >= RETRY_NS;
+    int64_t now_ns = clock_real_ns();
+    if (pool->failed_starts < limit || now_ns - pool->failed_ns >= RETRY_NS)
+        return true;
+    return pool->has_started && pool->was_killed && now_ns - pool->failing_ns < PATIENCE_NS;
 }
 
 /* The process has ended: what became of its calls. */
@@ -234,6 +239,10 @@ void crew_bury(Worker *worker) {
         pool->crashed++;
     if (has_failed_start) {
         pool->failed_ns = clock_real_ns();
+        if (pool->failed_starts == 0)
+            pool->failing_ns = pool->failed_ns;
+        pool->was_killed =
+            death.is_known && WIFSIGNALED(death.status) && WTERMSIG(death.status) == SIGKILL;
         pool->failed_starts =
             worker->failure != NULL ? FAILED_STARTS_LATER : pool->failed_starts + 1;
     }

@@ -121,7 +121,9 @@ struct Pool { /* a userdata */
     uint64_t outstanding; /* calls without an outcome */
     uint64_t completed, failed, crashed, started;
     uint32_t failed_starts; /* in a row */
-    int64_t failed_ns;      /* when the last of them was */
+    int64_t failed_ns;      /* when the last of them was ... */
+    int64_t failing_ns;     /* ... and the first */
+    bool was_killed;        /* the last one was by SIGKILL, so by somebody else */
     bool has_started;       /* a worker was ready once */
     size_t idle_watches;    /* as counted in the loop */
     bool is_closing, is_closed;

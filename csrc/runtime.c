@@ -117,7 +117,8 @@ static void drop_services(Runtime *runtime, bool is_forked) {
 
 /* ---- the runtime ----------------------------------------------------------------------------- */
 
-static void forget(lua_State *L, Task *task) { /* the task is at the top; pops it */
+/* The task is at the top; pops it. Below it are the list of what is kept and the error it ends with. */
+static void forget(lua_State *L, Task *task, lua_Integer *kept) {
     task->awaiters = NULL;
     task->state = TASK_CANCELLED;
     task->coroutine = NULL;
@@ -130,14 +131,15 @@ static void forget(lua_State *L, Task *task) { /* the task is at the top; pops i
     }
     task->home = NULL;
     lua_getiuservalue(L, -1, 1);
-    lua_rawseti(L, -3, (lua_Integer)lua_rawlen(L, -3) + 1);
-    runtime_push_error(L, "CancelledError", "the task belongs to the parent process", NULL);
+    lua_rawseti(L, -4, ++*kept);
+    lua_pushvalue(L, -2);
     lua_setiuservalue(L, -2, 1);
     task->handed = OUTCOME_VALUE;
-    lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
+    lua_rawseti(L, -3, ++*kept);
 }
 
 void runtime_forget_tasks(lua_State *L, Runtime *runtime) {
+    lua_Integer kept = 0;
     for (uint32_t i = 1; i <= runtime->anchor_count; i++) { /* out of all lists, before those go */
         if (lua_rawgeti(L, UPVALUE_ANCHORS, i) == LUA_TUSERDATA) {
             Task *task = lua_touserdata(L, -1);
@@ -148,15 +150,17 @@ void runtime_forget_tasks(lua_State *L, Runtime *runtime) {
     }
     drop_services(runtime, true);
     loop_destroy(&runtime->real); /* with the timers of scopes, before those go too */
-    lua_newtable(L);
+    lua_createtable(L, (int)runtime->anchor_count * 2, 0);
+    runtime_push_error(L, "CancelledError", "the task belongs to the parent process", NULL);
     for (uint32_t i = 1; i <= runtime->anchor_count; i++) {
         if (lua_rawgeti(L, UPVALUE_ANCHORS, i) == LUA_TUSERDATA)
-            forget(L, lua_touserdata(L, -1));
+            forget(L, lua_touserdata(L, -1), &kept);
         else
             lua_pop(L, 1);
         lua_pushnil(L);
         lua_rawseti(L, UPVALUE_ANCHORS, i);
     }
+    lua_pop(L, 1);
     lua_setiuservalue(L, UPVALUE_RUNTIME, RUNTIME_FORGOTTEN);
     runtime->anchor_count = runtime->free_anchor = 0;
     loop_init(&runtime->real, runtime, false);

@@ -401,7 +401,7 @@ static void take_record(Worker *worker, const Record *record, const char *bytes)
             memcpy(&call->elapsed_ns, bytes, sizeof call->elapsed_ns);
     } else if (call != NULL) {
         is_lost = !begin_reply(call, record);
-        if (!is_lost) {
+        if (!is_lost && record->length > 0) {
             memcpy(call->reply + call->reply_length, bytes, record->length);
             call->reply_length += record->length;
         }

@@ -451,7 +451,8 @@ static void keep_output_together(void) {
 
 /* ---- the process --------------------------------------------------------------------------------- */
 
-/* A forked process must not draw the numbers of all others that were forked where it was. */
+/* Workers must not draw all the same numbers: those of the process they were forked from, or those that
+ * Lua begins with in this second. */
 static void reseed(lua_State *L, const Runtime *runtime) {
     luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
     lua_getfield(L, -1, LUA_MATHLIBNAME);
@@ -468,7 +469,9 @@ static void reseed(lua_State *L, const Runtime *runtime) {
 static int run_forked(lua_State *L) { /* port, as a light userdata; known functions or nil */
     Runtime *runtime = runtime_of(L);
     runtime_forget_tasks(L, runtime);
+    lua_settop(L, 2);
     reseed(L, runtime);
+    lua_settop(L, 2);
     push_worker(L, lua_touserdata(L, 1), lua_istable(L, 2) ? 2 : 0);
     lua_replace(L, 1);
     lua_settop(L, 1);
@@ -491,6 +494,8 @@ static int begin_forked(lua_State *L) {
 }
 
 static int run_program(lua_State *L) { /* port, as a light userdata */
+    reseed(L, runtime_of(L));
+    lua_settop(L, 1);
     push_worker(L, lua_touserdata(L, 1), 0);
     lua_replace(L, 1);
     lua_settop(L, 1);

@@ -166,7 +166,7 @@ static void deliver_part(lua_State *L, const Call *part) {
     lua_Integer first = lua_tointeger(L, CHUNK_FIRST) + part->index;
     size_t at = 0;
     uint32_t i = 0;
-    for (; i < part->done && at + REPLY_ITEM_HEAD <= part->reply_length; i++) {
+    for (; i < part->done && !part->has_lost_reply; i++) {
         const char *bytes = part->reply + at;
         at += *bytes == STATUS_OK ? deliver_carefully(L, bytes, first + i)
                                   : deliver_item(L, part->pool, bytes, first + i);

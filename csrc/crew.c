@@ -310,17 +310,15 @@ static bool begin_reply(Call *call, const Record *record) {
 static void lose_item(Call *call) {
     const Record lost = {.kind = RECORD_ITEM, .status = STATUS_MEMORY};
     if (!begin_reply(call, &lost))
-        call->has_lost_reply = true;
+        call->has_lost_reply = true; /* whose items can no longer be told apart */
 }
 
 /* The worker is through with a chunk. */
 static void chunk_ended(Call *chunk) {
     if (chunk->done < chunk->count) { /* taken back, but there was no memory to do it properly */
         Call *rest = call_split(chunk, chunk->done);
-        if (rest != NULL)
+        if (rest != NULL) /* else they have failed for lack of memory */
             call_put_into_queue(rest, true);
-        else
-            chunk->has_lost_reply = true;
     }
     call_end(chunk, CALL_ANSWERED);
 }

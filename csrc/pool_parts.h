@@ -63,7 +63,7 @@ struct Call {  /* malloc'ed; a chunk may come to be several of them, `root` and 
     Parcel parcel;
     char *reply;
     size_t reply_length, reply_capacity;
-    bool has_lost_reply; /* there was no memory for it */
+    bool has_lost_reply; /* a chunk: there was no memory for a part of it */
     int64_t elapsed_ns;
     Death death;
 };

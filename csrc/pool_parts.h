@@ -20,7 +20,7 @@
 #pragma GCC visibility push(hidden)
 
 #define POOL_METATABLE "opero.Pool"
-#define POOL_GRACE_NS 100000000 /* from an interruption until a worker is killed */
+#define POOL_GRACE_NS 500000000 /* from an interruption until a worker is killed */
 
 typedef struct Pool Pool;
 typedef struct Worker Worker;

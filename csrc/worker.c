@@ -6,6 +6,7 @@
 #include "worker_parts.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <lualib.h>
 #include <signal.h>
 #include <stdio.h>
@@ -37,6 +38,8 @@ void worker_wake_receiver(Loop *loop, Self *self) {
  * raise a cancellation, and the loop end the rest in the way it does when it is interrupted. */
 
 static Runtime *interrupted_runtime;
+static int interruptions[2] = {-1, -1}; /* a pipe: wakes a loop that has just begun to wait */
+static Watcher interruption;
 volatile sig_atomic_t worker_is_interrupted;
 
 static void interrupt_hook(lua_State *L, lua_Debug *debug) {
@@ -52,14 +55,36 @@ static void on_interrupt(int signal) {
     if (worker_is_interrupted)
         return;
     worker_is_interrupted = 1;
+    (void)!write(interruptions[1], "", 1);
     /* only between instructions of Lua code: what is done in C is not to be torn apart */
     lua_sethook(interrupted_runtime->main, interrupt_hook, LUA_MASKCOUNT, 1);
     if (active != NULL)
         lua_sethook(active, interrupt_hook, LUA_MASKCOUNT, 1);
 }
 
+/* The loop looks for interruptions after each wait, so there is nothing else to do. */
+static void interruption_came(lua_State *L, Watcher *watcher) {
+    (void)watcher;
+    runtime_of(L)->loop->idle_watches--;
+}
+
+/* Has the loop woken by interruptions. Without it they come too late at worst, if a signal arrives just
+ * before the loop waits. */
+static void watch_interrupts(Loop *loop) {
+    interruption.ready = interruption_came;
+    interruption.watch.owner = &interruption;
+    interruption.watch.kind = WATCH_OF_SERVICE;
+    interruption.watch.fd = interruptions[0];
+    interruption.watch.wanted = REACTOR_READ;
+    if (reactor_add(&loop->reactor, &interruption.watch) == 0)
+        loop->idle_watches++;
+}
+
 static void handle_interrupts(Runtime *runtime) {
     struct sigaction action;
+    if (pipe(interruptions) == 0)
+        for (int i = 0; i < 2; i++)
+            fcntl(interruptions[i], F_SETFD, FD_CLOEXEC);
     memset(&action, 0, sizeof action);
     action.sa_handler = on_interrupt;
     sigemptyset(&action.sa_mask);
@@ -391,6 +416,7 @@ static int work(lua_State *L) { /* the first function of the receiver */
     scope_open(L, runtime->current, SCOPE_ROOT)->tells_ends = true;
     /* now, while the standard descriptors are there: should a task close those, ours is none of them */
     reactor_pollfd(&runtime->loop->reactor);
+    watch_interrupts(runtime->loop);
     self->slots = setup.slots >= 1 && setup.slots <= PORT_SLOTS ? setup.slots : 1;
     lua_settop(L, 0);
     lua_pushvalue(L, UPVALUE_OWN);

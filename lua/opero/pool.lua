@@ -26,7 +26,7 @@ local outcome = require "opero.outcome"
 ---@field nice integer? the niceness of the workers, from -20 to 19; default: as this process
 ---@field idle_timeout number? seconds; a worker that was idle so long is let go; default: it stays
 ---@field cancel "kill"|"wait"? what becomes of a task that runs when it is cancelled. "kill"
----  (default): its worker is interrupted, so that its code can clean up, killed after 0.1 s at the
+---  (default): its worker is interrupted, so that its code can clean up, killed after 0.5 s at the
 ---  latest, and replaced; "wait": it is left to end, and its results are dropped
 ---@field accept_functions boolean? results and errors may hold functions: code that a worker sends
 ---  is loaded here; default false
@@ -167,12 +167,23 @@ local function learn(sizer, seconds, count)
   end
 end
 
--- Sends items[first] to items[last] through the pool, as often as it takes.
+-- Sends items[first] to items[last] through the pool, as often as it takes. What had not gone out
+-- when the pool was closed has failed for that.
 local function run_range(workers, sizer, fn, items, first, last, results, failures)
   while first <= last do
-    local seconds, count
-    first, seconds, count = workers:_chunk(fn, items, first, last, results, failures)
-    learn(sizer, seconds, count)
+    local ok, next_index, seconds, count =
+      pcall(workers._chunk, workers, fn, items, first, last, results, failures)
+    if ok then
+      learn(sizer, seconds, count)
+    elseif errors.is(next_index, errors.ClosedError) then
+      for i = first, last do
+        failures[i] = { next_index }
+      end
+      return
+    else
+      core.reraise(next_index)
+    end
+    first = next_index
   end
 end
 

@@ -57,6 +57,22 @@ support.each_backend(function(backend)
   describe("map over backend " .. backend, function()
     after_each(support.clean_up)
 
+    it("says of every item that the pool was closed before it had gone out", task(function()
+      local pool = new_pool { max_workers = 1 }
+      local mapping = opero.spawn(pool.map, pool, function(x)
+        opero.sleep(0.005)
+        return x
+      end, range(60), { on_error = "collect", chunk_size = 1 })
+      eventually(function() return pool:stats().completed > 2 end)
+      pool:close()
+      local results, failures = mapping:await()
+      for i = 1, 60 do
+        assert.is_true(results[i] == i or failures[i].name == "ClosedError")
+      end
+      assert.is_truthy(results[1])
+      assert.is_truthy(failures[60])
+    end))
+
     it("says of every item that its function cannot be had over there", task(function()
       local name = "pool_spec_only_here_" .. backend
       local only_here = { double = function(x) return 2 * x end }

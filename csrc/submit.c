@@ -20,8 +20,11 @@ void submit_drop_handle(Handle *handle) {
         for (Call *part = call; part != NULL; part = part->next_part)
             link_remove(&part->link);
         call->pending = 0;
-    } else if (call->pending > 0) {
-        pool_drop_call(call); /* its task was closed by hand */
+    } else if (call->pending >
+               0) { /* its task was closed by hand, or is about to be with the state */
+        if (call->task != NULL)
+            call->task->object = NULL;
+        pool_drop_call(call);
     } else
         link_remove(&call->link); /* accepted, perhaps */
     call->has_handle = false;
@@ -166,7 +169,8 @@ void submit_encode(lua_State *L, Pool *pool, Call *call, int handle, int first, 
 
 static void leave_call(Loop *loop, Task *task) {
     (void)loop;
-    pool_drop_call(task->object);
+    if (task->object != NULL)
+        pool_drop_call(task->object);
 }
 
 static const WaitKind wait_call = {.name = "pool:call", .leave = leave_call};

@@ -48,9 +48,11 @@ static bool map_at(char *at, size_t size, int memory, size_t offset) {
 static int map(Port *port, int memory, bool is_worker) {
     size_t head = shared_size();
     char *base = mmap(NULL, mapped_size(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    char *to_worker = base + head, *to_pool = to_worker + 2 * PORT_CAPACITY;
+    char *to_worker, *to_pool;
     if (base == MAP_FAILED)
         return errno;
+    to_worker = base + head;
+    to_pool = to_worker + 2 * PORT_CAPACITY;
     if (!map_at(base, head, memory, 0) || !map_at(to_worker, PORT_CAPACITY, memory, head) ||
         !map_at(to_worker + PORT_CAPACITY, PORT_CAPACITY, memory, head) ||
         !map_at(to_pool, PORT_CAPACITY, memory, head + PORT_CAPACITY) ||
@@ -167,11 +169,12 @@ bool port_answer(Port *port) {
 /* ---- claims -------------------------------------------------------------------------------------- */
 
 bool port_claim(const Port *port, uint32_t epoch) {
-    uint64_t claims = atomic_load(&port->shared->claims);
-    do
+    uint64_t claims = atomic_load(&port->shared->claims), next;
+    do {
         if (claims >> 32 != epoch)
             return false;
-    while (!atomic_compare_exchange_weak(&port->shared->claims, &claims, claims + 1));
+        next = (uint64_t)epoch << 32 | (uint32_t)(claims + 1); /* the count may go round */
+    } while (!atomic_compare_exchange_weak(&port->shared->claims, &claims, next));
     return true;
 }
 

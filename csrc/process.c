@@ -33,6 +33,10 @@ void process_die_with(pid_t parent) {
 
 void process_close_input(void) {
     int fd = open("/dev/null", O_RDONLY);
+    if (fd < 0) { /* perhaps no number is left but this one */
+        close(STDIN_FILENO);
+        fd = open("/dev/null", O_RDONLY);
+    }
     if (fd >= 0 && fd != STDIN_FILENO) {
         dup2(fd, STDIN_FILENO);
         close(fd);

@@ -287,7 +287,7 @@ for _, backend in ipairs(faults.backends) do
       end)
       local check_behind = queue_behind(pool)
       faults.check_whole_or_crash(closing, "closed")
-      check_behind()
+      check_behind(true)
     end))
 
     it("dies at every start ends in one clear error", task(function()

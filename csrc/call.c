@@ -6,6 +6,7 @@
 /* ---- calls --------------------------------------------------------------------------------------- */
 
 void call_free(Call *part) {
+    context_release(&part->pool->runtime->contexts, part->context);
     codec_message_free(&part->message);
     free(part->reply);
     free(part);
@@ -106,6 +107,7 @@ Call *call_split(Call *chunk, uint32_t n) {
         return NULL;
     }
     chunk->message.length = at; /* or, should it be sent yet, it would be with those */
+    part->context = context_keep(chunk->context);
     part->is_chunk = true;
     part->root = root;
     part->next_part = chunk->next_part; /* who goes through the parts comes to it next */

@@ -77,6 +77,76 @@ bool crew_recall(Worker *worker) {
     return true;
 }
 
+/* ---- what there is to tell ------------------------------------------------------------------------- */
+
+static void put_count(Bytes *fields, Slice name, int64_t value) {
+    fields_put_string(fields, name);
+    fields_put_integer(fields, value);
+}
+
+/* A record of what has happened to a worker. */
+static void note(const Worker *worker, LogLevel level, const char *message) {
+    Runtime *runtime = worker->pool->runtime;
+    Bytes fields = {.data = NULL};
+    if (!log_is_noted(runtime, level))
+        return;
+    put_count(&fields, SLICE("pid"), worker->process.pid);
+    log_note(runtime, level, message, &fields);
+    bytes_free(&fields);
+}
+
+/* The same of one that has ended when it should not. */
+static void note_crash(const Worker *worker, const Death *death, uint32_t tasks) {
+    Runtime *runtime = worker->pool->runtime;
+    Bytes fields = {.data = NULL};
+    bool was_interrupted = /* from the terminal, most likely, as everybody */
+        death->is_known && WIFSIGNALED(death->status) && WTERMSIG(death->status) == SIGINT;
+    LogLevel level = was_interrupted ? LOG_INFO : LOG_WARNING;
+    if (!log_is_noted(runtime, level))
+        return;
+    put_count(&fields, SLICE("pid"), death->pid);
+    if (death->is_known && !WIFSIGNALED(death->status))
+        put_count(&fields, SLICE("status"), WEXITSTATUS(death->status));
+    put_count(&fields, SLICE("tasks"), tasks);
+    if (death->is_known && WIFSIGNALED(death->status))
+        put_count(&fields, SLICE("signal"), WTERMSIG(death->status));
+    fields_sort(&fields, 0);
+    log_note(runtime, level, was_interrupted ? "worker interrupted" : "worker crashed", &fields);
+    bytes_free(&fields);
+}
+
+bool crew_send_settings(Worker *worker) {
+    const Log *log = worker->pool->runtime->log;
+    Bytes settings = {.data = NULL};
+    bool is_sent;
+    if (log == NULL || worker->settings == log->generation)
+        return true;
+    log_encode_settings(log, &settings);
+    is_sent = settings.has_failed || settings.length > PORT_CAPACITY / 2 ||
+              parcel_send_whole(&worker->port, RECORD_SETTINGS, settings.data, settings.length);
+    bytes_free(&settings);
+    if (!is_sent)
+        return false;
+    worker->settings = log->generation;
+    worker->has_news = true;
+    return true;
+}
+
+bool crew_send_context(Worker *worker, Context *context) {
+    uint64_t serial = context != NULL ? context->serial : 0;
+    Slice fields;
+    if (worker->context == serial)
+        return true;
+    fields = context_fields(context);
+    if (fields.length > PORT_CAPACITY / 4) /* more than it is good for: it goes without */
+        fields.length = 0;
+    if (!parcel_send_whole(&worker->port, RECORD_CONTEXT, fields.data, fields.length))
+        return false;
+    worker->context = serial;
+    worker->has_news = true;
+    return true;
+}
+
 /* ---- watching workers ------------------------------------------------------------------------------ */
 
 /* While a pool has nothing to do, its descriptors wake no task: tells the loop so. */
@@ -220,6 +290,7 @@ void crew_bury(Worker *worker) {
     Death death;
     bool was_unasked = worker->state == WORKER_STARTING || worker->state == WORKER_READY;
     bool has_failed_start = worker->state == WORKER_STARTING || worker->failure != NULL;
+    uint32_t lost = 0;
     process_has_ended(&worker->process, true);
     crew_receive(worker); /* what it had still to say */
     death = (Death){worker->process.pid, worker->process.status, worker->process.is_known};
@@ -233,10 +304,17 @@ void crew_bury(Worker *worker) {
             (worker->fate == CALL_TIMED_OUT && (call->id == worker->timed_out)))
             fate = worker->fate;
         call->death = death;
+        lost += !is_whole;
         call_end(call, is_whole ? CALL_ANSWERED : fate);
     }
     if (was_unasked)
         pool->crashed++;
+    if (was_unasked)
+        note_crash(worker, &death, lost);
+    else
+        note(worker, worker->fate == CALL_TIMED_OUT ? LOG_INFO : LOG_DEBUG,
+             worker->fate == CALL_TIMED_OUT ? "worker killed: a task took too long"
+                                            : "worker ended");
     if (has_failed_start) {
         pool->failed_ns = clock_real_ns();
         if (pool->failed_starts == 0)
@@ -267,6 +345,12 @@ static void ended(lua_State *L, Watcher *watcher) { /* the process, or its descr
 }
 
 /* ---- what workers say ------------------------------------------------------------------------------ */
+
+/* What it sends makes no sense. */
+static void kill_mad(Worker *worker) {
+    note(worker, LOG_WARNING, "worker killed: what it sent makes no sense");
+    crew_kill(worker, CALL_CRASHED);
+}
 
 static Call *find_call(const Worker *worker, uint32_t id) {
     for (Link *link = worker->calls.next; link != &worker->calls; link = link->next)
@@ -347,7 +431,7 @@ static void handle(Worker *worker, const Record *record, Call *call, bool is_los
         if (call == NULL || call == worker->failure)
             break;
         if (call == worker->sending) { /* it cannot have read that */
-            crew_kill(worker, CALL_CRASHED);
+            kill_mad(worker);
             return;
         }
         call->status = is_lost ? STATUS_MEMORY : record->status;
@@ -367,8 +451,8 @@ static void handle(Worker *worker, const Record *record, Call *call, bool is_los
             break;
         chunk_ended(call);
         break;
-    default: /* it has gone mad */
-        crew_kill(worker, CALL_CRASHED);
+    default:
+        kill_mad(worker);
         return;
     }
     crew_reset_alarm(worker);
@@ -392,8 +476,15 @@ static Call *receiver_of(Worker *worker, const Record *record) {
 
 /* Takes a whole record from the ring, which stands at `bytes`. */
 static void take_record(Worker *worker, const Record *record, const char *bytes) {
-    Call *call = record->kind == RECORD_READY ? NULL : receiver_of(worker, record);
+    Call *call;
     bool is_lost = false;
+    if (record->kind == RECORD_LOG) {
+        log_note_forwarded(worker->pool->runtime, worker->process.pid,
+                           (Slice){bytes, record->length});
+        ring_consume(&worker->port.in, sizeof *record + record->length);
+        return;
+    }
+    call = record->kind == RECORD_READY ? NULL : receiver_of(worker, record);
     if (record->kind == RECORD_DONE) {
         if (call != NULL && record->length == sizeof call->elapsed_ns)
             memcpy(&call->elapsed_ns, bytes, sizeof call->elapsed_ns);
@@ -445,7 +536,7 @@ void crew_receive(Worker *worker) {
         int64_t there = ring_peek(in, &bytes);
         Record record;
         if (there < 0) {
-            crew_kill(worker, CALL_CRASHED);
+            kill_mad(worker);
             return;
         }
         if (worker->is_receiving && there > 0) {
@@ -577,6 +668,14 @@ static bool link_worker(Worker *worker) {
     pool->worker_count++;
     pool->started++;
     worker->generation = pool->next_known;
+    if (pool->is_fork && pool->runtime->log != NULL) /* it has them from here */
+        worker->settings = pool->runtime->log->generation;
+    crew_send_settings(worker); /* there is room: it is the first thing */
+    note(worker, LOG_DEBUG, "worker started");
+    if (pool->replaced < pool->crashed) {
+        pool->replaced++;
+        note(worker, LOG_INFO, "worker replaced");
+    }
     crew_receive(worker); /* which says that we wait for more */
     if (!watch_all(worker)) {
         crew_kill(worker, CALL_CRASHED);

@@ -2,6 +2,7 @@
 #include "cancel.h"
 #include "scope.h"
 #include "task.h"
+#include "tracing.h"
 
 #define GENERATOR_METATABLE "opero.Generator"
 
@@ -10,6 +11,7 @@ typedef struct Generator { /* a userdata; its user value is the coroutine */
     Scope *base;     /* the innermost scope of the task that called it */
     bool is_waiting; /* it suspended its task, and is not to be resumed by others */
     bool has_begun;
+    Context *context; /* of log records, while it does not run: its own, as a task's is */
 } Generator;
 
 static int body_ended(lua_State *L, int status, lua_KContext context) {
@@ -74,7 +76,9 @@ static int generator_resume(lua_State *L, Generator *generator) {
     if (!generator->has_begun)
         count += 2; /* the handler and the function stand there already */
     generator->has_begun = true;
+    generator->context = tracing_exchange(runtime, generator->context);
     status = lua_resume(coroutine, L, count, &count);
+    generator->context = tracing_exchange(runtime, generator->context);
     runtime->active = active;
     if (status == LUA_YIELD && runtime->is_suspending && runtime->current != NULL) {
         lua_pushvalue(L, UPVALUE_OWN);
@@ -126,6 +130,13 @@ static int generator_close(lua_State *L) {
     return lua_error(L);
 }
 
+static int generator_gc(lua_State *L) {
+    Generator *generator = lua_touserdata(L, 1);
+    context_release(&runtime_of(L)->contexts, generator->context);
+    generator->context = NULL;
+    return 0;
+}
+
 static int call_wrap(lua_State *L) {
     Generator *generator;
     luaL_checktype(L, 1, LUA_TFUNCTION);
@@ -134,13 +145,15 @@ static int call_wrap(lua_State *L) {
     generator->has_begun = false;
     generator->is_waiting = false;
     generator->base = NULL;
+    generator->context = NULL;
+    luaL_setmetatable(L, GENERATOR_METATABLE);
+    generator->context = tracing_keep(runtime_of(L));
     generator->coroutine = lua_newthread(L);
     lua_pushcfunction(L, body);
     lua_pushcfunction(L, runtime_note_error);
     lua_pushvalue(L, 1);
     lua_xmove(L, generator->coroutine, 3);
     lua_setiuservalue(L, 2, 1);
-    luaL_setmetatable(L, GENERATOR_METATABLE);
     runtime_push_function(L, generator_call, 1);
     return 1;
 }
@@ -152,5 +165,7 @@ void generator_register(lua_State *L, int module) {
     runtime_new_metatable(L, GENERATOR_METATABLE, NULL);
     lua_pushcfunction(L, generator_close);
     lua_setfield(L, -2, "__close");
+    runtime_push_function(L, generator_gc, 0);
+    lua_setfield(L, -2, "__gc");
     lua_pop(L, 1);
 }

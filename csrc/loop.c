@@ -1,6 +1,7 @@
 #include "loop.h"
 #include "cancel.h"
 #include "describe.h"
+#include "log.h"
 #include "scope.h"
 
 #include <errno.h>
@@ -176,6 +177,8 @@ static Turn turn(lua_State *L, Runtime *runtime, Loop *loop, int64_t limit_ns) {
         poll_events(L, loop);
     }
     expire_timers(L, runtime, loop);
+    if (runtime->log != NULL && runtime->log->noted.length > 0)
+        log_deliver_noted(L, runtime); /* what a worker has logged, before its results are known */
     count = loop->ready_count;
     if (loop->has_seed && count > 1)
         shuffle(runtime, loop);
@@ -285,6 +288,8 @@ static int run_until_ended(lua_State *L) { /* root task */
         if (result != TURN_OK)
             return abort_run(L, runtime, loop, root);
     }
+    if (runtime->services_due > 0) /* one may have had something for another */
+        runtime_serve(L, runtime);
     if (loop->live > 0)
         runtime_keep_last(L, runtime);
     return 0;
@@ -421,6 +426,8 @@ static int step_body(lua_State *L) { /* limit in nanoseconds */
     loop->polled_ns = 0; /* so that a step looks at descriptors in any case */
     if (turn(L, runtime, loop, lua_tointeger(L, 1)) == TURN_ERROR)
         return lua_error(L);
+    if (runtime->services_due > 0) /* one may have had something for another */
+        runtime_serve(L, runtime);
     if (loop->live > 0)
         runtime_keep_last(L, runtime);
     return 0;

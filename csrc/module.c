@@ -4,9 +4,12 @@
 #include "codec.h"
 #include "generator.h"
 #include "guard.h"
+#include "log.h"
+#include "logger.h"
 #include "loop.h"
 #include "pool.h"
 #include "sync.h"
+#include "tracing.h"
 #include "wait.h"
 #include "worker.h"
 
@@ -18,6 +21,9 @@ int luaopen_opero_core(lua_State *L) {
     generator_register(L, lua_gettop(L));
     sync_register(L, lua_gettop(L));
     guard_register(L, lua_gettop(L));
+    log_register(L, lua_gettop(L));
+    logger_register(L, lua_gettop(L));
+    tracing_register(L, lua_gettop(L));
     codec_register(L, lua_gettop(L));
     pool_register(L, lua_gettop(L));
     worker_register(L, lua_gettop(L));

@@ -73,6 +73,18 @@ bool parcel_send(Parcel *parcel, Port *port) {
            (parcel->at == message->length && parcel->segment == message->segment_count);
 }
 
+bool parcel_send_whole(Port *port, RecordKind kind, const void *bytes, size_t length) {
+    Record record = {.length = (uint32_t)length, .kind = (uint8_t)kind};
+    char *place = ring_place(&port->out);
+    if (ring_room(&port->out) < sizeof record + length)
+        return false;
+    memcpy(place, &record, sizeof record);
+    if (length > 0)
+        memcpy(place + sizeof record, bytes, length);
+    ring_publish(&port->out, sizeof record + length);
+    return true;
+}
+
 bool message_append(CodecMessage *message, const void *bytes, size_t length) {
     if (!codec_message_reserve(message, length))
         return false;

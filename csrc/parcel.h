@@ -33,6 +33,9 @@ size_t parcel_size(const Parcel *parcel);
 /* Sends as much as there is room for. True when that was all of it. */
 bool parcel_send(Parcel *parcel, Port *port);
 
+/* Sends a record with these bytes whole, if there is room for that. */
+bool parcel_send_whole(Port *port, RecordKind kind, const void *bytes, size_t length);
+
 #define ITEM_HEAD (1 + sizeof(uint32_t)) /* of an item that is no scalar */
 
 /* Appends bytes; false when there is no memory. */

@@ -40,6 +40,8 @@ static Worker *choose(const Pool *pool, const Call *call) {
 /* Sends the call, which is in the queue. False: there is no room for it yet. */
 static bool send_call(Worker *worker, Call *call) {
     uint32_t allowed = allowance(worker);
+    if (!crew_send_settings(worker) || !crew_send_context(worker, call->context))
+        return false;
     if (call->count > allowed) {
         Call *rest = call_split(call, allowed);
         if (rest == NULL)

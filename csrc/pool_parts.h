@@ -11,6 +11,7 @@
 #ifndef OPERO_POOL_PARTS_H
 #define OPERO_POOL_PARTS_H
 
+#include "log.h"
 #include "parcel.h"
 #include "process.h"
 #include "task.h"
@@ -60,6 +61,7 @@ struct Call {  /* malloc'ed; a chunk may come to be several of them, `root` and 
     uint32_t done;       /* items that were answered */
     uint32_t index;      /* of the first item, in the root's counting */
     CodecMessage message;
+    Context *context; /* of log records, in which it was handed in */
     Parcel parcel;
     char *reply;
     size_t reply_length, reply_capacity;
@@ -100,7 +102,9 @@ struct Worker { /* malloc'ed */
     Call *receiver;   /* who gets it; NULL: nobody */
     bool is_receiving, is_lost;
     bool has_hung_up;
-    Call *failure; /* why it cannot begin: stands nowhere, its reply is the error */
+    uint64_t settings; /* the generation of the log's that it has; 0: none */
+    uint64_t context;  /* the serial of the context that it has */
+    Call *failure;     /* why it cannot begin: stands nowhere, its reply is the error */
 };
 
 struct Pool { /* a userdata */
@@ -120,6 +124,7 @@ struct Pool { /* a userdata */
     uint32_t queued, worker_count;
     uint64_t outstanding; /* calls without an outcome */
     uint64_t completed, failed, crashed, started;
+    uint64_t replaced;      /* of those that crashed */
     uint32_t failed_starts; /* in a row */
     int64_t failed_ns;      /* when the last of them was ... */
     int64_t failing_ns;     /* ... and the first */
@@ -172,6 +177,11 @@ Call *call_split(Call *chunk, uint32_t n);
 
 /* Starts a worker; 0, or an errno. In a worker that was forked it does not return. */
 int crew_start(lua_State *L, Pool *pool);
+
+/* Sends the worker the log's settings, if it has others, and, if that is not NULL, the context of a
+ * call. False: there is no room for that yet. */
+bool crew_send_settings(Worker *worker);
+bool crew_send_context(Worker *worker, Context *context);
 
 /* Whether it is worth while to start another. */
 bool crew_can_start(const Pool *pool);

@@ -25,10 +25,13 @@ typedef enum RecordKind {
     RECORD_CALL,     /* a function and its arguments, encoded in one */
     RECORD_CHUNK,    /* ChunkHead, a function, items; see parcel.h */
     RECORD_STOP,     /* end when all that was begun has ended */
+    RECORD_SETTINGS, /* of the log: levels and such, as fields */
+    RECORD_CONTEXT,  /* of log records, as fields: that of the calls that follow */
     /* to the pool */
     RECORD_READY,  /* it can begin with calls; any other record before that: it never will */
     RECORD_RESULT, /* of a call, or of what came before READY */
     RECORD_ITEM,   /* of the next item of a chunk */
+    RECORD_LOG,    /* a log record, whole */
     RECORD_DONE,   /* with a chunk, as far as it was not revoked: nanoseconds, int64 */
 } RecordKind;
 

@@ -29,7 +29,7 @@ void reply_send_outgoing(lua_State *L, Self *self) {
             return;
         link_remove(&reply->link);
         if (reply->task != NULL && reply->task->state == TASK_SUSPENDED)
-            task_wake(runtime_of(L)->loop, reply->task, WAKE_OK, 0);
+            task_wake(self->runtime->loop, reply->task, WAKE_OK, 0);
         lua_pushnil(L); /* it may be anchored there */
         lua_rawsetp(L, LUA_REGISTRYINDEX, reply);
     }

@@ -1,5 +1,6 @@
 #include "runtime.h"
 #include "describe.h"
+#include "log.h"
 #include "scope.h"
 #include "task.h"
 
@@ -15,6 +16,7 @@ static uint64_t rotate_left(uint64_t x, int by) {
 
 /* splitmix64, to spread a seed of any quality over the generator's state */
 void runtime_seed(Runtime *runtime, uint64_t seed) {
+    contexts_seed(&runtime->contexts, seed);
     for (int i = 0; i < 4; i++) {
         uint64_t z = (seed += 0x9e3779b97f4a7c15);
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
@@ -161,6 +163,7 @@ void runtime_forget_tasks(lua_State *L, Runtime *runtime) {
         lua_rawseti(L, UPVALUE_ANCHORS, i);
     }
     lua_pop(L, 1);
+    contexts_clear(&runtime->contexts);
     lua_setiuservalue(L, UPVALUE_RUNTIME, RUNTIME_FORGOTTEN);
     runtime->anchor_count = runtime->free_anchor = 0;
     loop_init(&runtime->real, runtime, false);
@@ -255,9 +258,14 @@ static void close_tasks(lua_State *L, Runtime *runtime) {
 }
 
 static int runtime_gc(lua_State *L) {
-    close_tasks(L, runtime_of(L));
-    drop_services(runtime_of(L), false);
-    loop_destroy(&runtime_of(L)->real);
+    Runtime *runtime = runtime_of(L);
+    close_tasks(L, runtime);
+    drop_services(runtime, false);
+    if (runtime->log != NULL)
+        log_deliver_noted(L, runtime); /* the workers' last records */
+    log_destroy(runtime);
+    contexts_destroy(&runtime->contexts);
+    loop_destroy(&runtime->real);
     return 0;
 }
 

@@ -14,6 +14,7 @@
 #define OPERO_RUNTIME_H
 
 #include "clock.h"
+#include "context.h"
 #include "list.h"
 #include "reactor.h"
 #include "timers.h"
@@ -191,7 +192,9 @@ struct Runtime { /* a userdata in the registry; see RUNTIME_... for its user val
     bool is_suspending; /* set by task_suspend, for opero.wrap to tell it from a plain yield */
     bool is_rethrowing; /* the error being raised was raised before: keep its traceback */
     bool is_closed;
-    void *sentinel; /* RUNTIME_SENTINEL */
+    Contexts contexts; /* of tasks, by their anchors */
+    struct Log *log;   /* NULL before it is opened; see log.h */
+    void *sentinel;    /* RUNTIME_SENTINEL */
 };
 
 /* User values of the runtime. */
@@ -207,7 +210,9 @@ enum {
     RUNTIME_SPARE,     /* a CancelledError for when there is no memory to note the right one */
     RUNTIME_SENTINEL,  /* see runtime_keep_last */
     RUNTIME_FORGOTTEN, /* in a forked process: the parent's tasks and their coroutines */
-    RUNTIME_USER_VALUES = RUNTIME_FORGOTTEN,
+    RUNTIME_LOGGERS,   /* name: Logger, as a light userdata */
+    RUNTIME_OUTPUTS,   /* functions that records go to, by their places in Log.outputs */
+    RUNTIME_USER_VALUES = RUNTIME_OUTPUTS,
 };
 
 #define RUNTIME_IDLE_MAX 256 /* finished coroutines kept for reuse: about 1 KiB each */

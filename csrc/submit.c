@@ -2,6 +2,7 @@
 #include "loop.h"
 #include "pool_parts.h"
 #include "scope.h"
+#include "tracing.h"
 
 #include <string.h>
 #include <sys/wait.h>
@@ -52,6 +53,7 @@ Call *submit_push_handle(lua_State *L, Pool *pool) {
     if (handle->call == NULL)
         luaL_error(L, "not enough memory");
     handle->call->has_handle = true;
+    handle->call->context = tracing_keep(pool->runtime);
     return handle->call;
 }
 

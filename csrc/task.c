@@ -74,6 +74,8 @@ void task_release(lua_State *L, Runtime *runtime, Task *task) {
 
 Task *task_spawn(lua_State *L, Runtime *runtime, Loop *loop, Scope *home, int nargs) {
     Task *task;
+    Context *context =
+        contexts_get(&runtime->contexts, runtime->current != NULL ? runtime->current->anchor : 0);
     int base = lua_gettop(L) - nargs; /* of the function */
     if (runtime->is_closed)
         luaL_error(L, "cannot spawn a task: the runtime is closed");
@@ -95,9 +97,13 @@ Task *task_spawn(lua_State *L, Runtime *runtime, Loop *loop, Scope *home, int na
     if (!lua_checkstack(task->coroutine, nargs + 3))
         luaL_error(L, "too many arguments");
     lua_setiuservalue(L, -2, 1);
+    if (context != NULL && contexts_place(&runtime->contexts, runtime->anchor_count + 1) == NULL)
+        luaL_error(L, "not enough memory");
     lua_pushvalue(L, -1);
     task->anchor = anchor_take(L, runtime);
     /* nothing raises from here on */
+    if (context != NULL)
+        *contexts_place(&runtime->contexts, task->anchor) = context_keep(context);
     if (runtime->idle_count > 0) {
         lua_pushnil(L);
         lua_rawseti(L, UPVALUE_IDLE, runtime->idle_count--);
@@ -314,6 +320,7 @@ static Task *settle(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
     }
     task->state = task->wake;
     task->wait = NULL;
+    contexts_drop(&runtime->contexts, task->anchor);
     loop->live--;
     link_remove(&task->sibling);
     home->live--;
@@ -588,6 +595,7 @@ static void kill(lua_State *L, Runtime *runtime, Loop *loop, Task *task) {
     link_remove(&task->sibling);
     task->home->live--;
     task->home = NULL;
+    contexts_drop(&runtime->contexts, task->anchor);
     loop->live--;
     task_release(L, runtime, task);
 }

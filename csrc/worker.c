@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <lualib.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -101,6 +102,43 @@ _Noreturn static void end_interrupted(void) {
     _exit(128 + SIGINT);
 }
 
+/* ---- log records --------------------------------------------------------------------------------- */
+
+_Noreturn static void give_up(void);
+
+/* Waits until the pool has made room for so many bytes, and for all that waits already. */
+static void wait_for_room(lua_State *L, Self *self, size_t length) {
+    struct pollfd polled = {.fd = self->port.bell, .events = POLLIN};
+    for (;;) {
+        reply_send_outgoing(L, self);
+        if (list_is_empty(&self->outgoing) && ring_room(&self->port.out) >= length)
+            return;
+        port_wake(&self->port);
+        if (!ring_wait_for_room(&self->port.out, length) || worker_is_interrupted)
+            continue;
+        if (poll(&polled, 1, -1) < 0)
+            continue; /* interrupted */
+        if ((polled.revents & POLLNVAL) != 0 || !port_answer(&self->port))
+            give_up();
+        worker_wake_receiver(self->runtime->loop, self); /* the bell may have been for it */
+    }
+}
+
+/* Sends a log record to the pool. A worker that logs faster than the pool can take waits here; its
+ * records are in shared memory then, whatever becomes of it. */
+static bool forward_record(lua_State *L, void *owner, Slice record) {
+    Self *self = owner;
+    if (self->pid != getpid())
+        return false;
+    if (!list_is_empty(&self->outgoing) ||
+        !parcel_send_whole(&self->port, RECORD_LOG, record.data, record.length)) {
+        wait_for_room(L, self, sizeof(Record) + record.length);
+        parcel_send_whole(&self->port, RECORD_LOG, record.data, record.length);
+    }
+    port_wake(&self->port);
+    return true;
+}
+
 /* ---- receiving ----------------------------------------------------------------------------------- */
 
 /* The pool is gone, or has gone mad, or this process can do no more. */
@@ -124,6 +162,27 @@ static int decode_call(lua_State *L) { /* Received */
     return codec_decode(L, received->bytes, received->record->length, &options);
 }
 
+/* Gives a task the context in which its call was handed in. */
+static void set_context(Runtime *runtime, const Task *task, Context *context) {
+    Context **place;
+    if (context == NULL)
+        return;
+    place = contexts_place(&runtime->contexts, task->anchor);
+    if (place != NULL) /* else it goes without */
+        context_set(&runtime->contexts, place, context_keep(context));
+}
+
+/* Takes the context of the calls that follow. */
+static void take_context(Runtime *runtime, Self *self, const Record *record, const char *bytes) {
+    Bytes fields = {.data = NULL};
+    context_release(&runtime->contexts, self->context);
+    self->context = NULL;
+    bytes_append(&fields, bytes, record->length);
+    if (fields.length > 0)
+        self->context = context_make(&runtime->contexts, &fields);
+    bytes_free(&fields);
+}
+
 /* Spawns a task of the function and its arguments above stack index `base`, for a record. */
 static void spawn_job(lua_State *L, Self *self, const Record *record, int base) {
     Runtime *runtime = runtime_of(L);
@@ -135,6 +194,7 @@ static void spawn_job(lua_State *L, Self *self, const Record *record, int base) 
     lua_getiuservalue(L, UPVALUE_OWN, WORKER_JOBS);
     lua_insert(L, -2);
     lua_rawseti(L, -2, (lua_Integer)place + 1);
+    set_context(runtime, task, self->context);
     self->jobs[place] = (Job){.task = task, .id = record->id, .kind = record->kind};
     self->running++;
 }
@@ -236,6 +296,12 @@ static void handle(lua_State *L, Self *self, const Record *record, const char *b
         break;
     case RECORD_STOP:
         self->is_stopping = true;
+        break;
+    case RECORD_SETTINGS:
+        log_decode_settings(L, runtime_of(L), (Slice){bytes, record->length});
+        break;
+    case RECORD_CONTEXT:
+        take_context(runtime_of(L), self, record, bytes);
         break;
     default:
         give_up();
@@ -441,6 +507,8 @@ static void push_worker(lua_State *L, const Port *port, int known) {
     int index = lua_gettop(L);
     memset(self, 0, sizeof *self);
     self->port = *port;
+    self->pid = getpid();
+    self->runtime = runtime_of(L);
     link_init(&self->outgoing);
     lua_newtable(L);
     if (known != 0)
@@ -461,6 +529,7 @@ static void push_worker(lua_State *L, const Port *port, int known) {
     lua_setiuservalue(L, index, WORKER_DECODE);
     worker_push_own(L, index, job_call_item);
     lua_setiuservalue(L, index, WORKER_CALL_ITEM);
+    log_forward(L, runtime_of(L), forward_record, self);
     worker_push_own(L, index, work);
 }
 
@@ -512,7 +581,8 @@ static int begin_forked(lua_State *L) {
     has_failed = lua_pcall(L, 2, 0, 0) != LUA_OK;
     if (has_failed && !worker_is_interrupted) {
         const char *message = luaL_tolstring(L, -1, NULL);
-        if (strstr(message, "memory") == NULL) /* the pool tells of its end, as of any */
+        /* without memory, which a stack that cannot grow is too: the pool tells of its end, as of any */
+        if (strstr(message, "memory") == NULL && strstr(message, "overflow") == NULL)
             fprintf(stderr, "opero: a worker failed: %s\n", message);
     }
     lua_pushboolean(L, !has_failed);

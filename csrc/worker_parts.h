@@ -9,6 +9,7 @@
 #ifndef OPERO_WORKER_PARTS_H
 #define OPERO_WORKER_PARTS_H
 
+#include "log.h"
 #include "parcel.h"
 #include "task.h"
 
@@ -26,6 +27,9 @@ typedef struct Job {
 typedef struct Self { /* a userdata; see WORKER_... for its user values */
     Port port;
     Watch bell;
+    pid_t pid;        /* of this process, in which it is the worker: not in what a task forks */
+    Context *context; /* of log records, for the calls that come */
+    Runtime *runtime;
     Task *receiver;
     bool is_waiting;   /* the receiver, for the bell: its watch is in the reactor, or was ready */
     bool has_yielded;  /* the receiver, to let a call run that might be short */

@@ -67,7 +67,8 @@ it("short of memory at any point, all ends in an error or a result, and nothing 
   local program = compile("memory.c",
     "-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=free")
   local stride = build:match("sanitize") and 5 or 1 -- there it takes its time
-  for _, scenario in ipairs { "scenario", "codec_scenario", "pool_scenario" } do
+  for _, scenario in ipairs { "scenario", "codec_scenario", "pool_scenario",
+    "log_scenario" } do
     local ok, output = run(("%s spec/embed/%s.lua %d"):format(program, scenario, stride))
     assert(ok, output)
     local runs = output:match("^(%d+) runs, 0 failures\n$")

@@ -88,7 +88,8 @@ describe("opero", function()
     "timeout", "tasks", "shield", "wait", "await", "semaphore", "channel", "event", "step",
     "pollfd", "deadline", "traceback", "wrap", "Orchestrator", "OrchestratorConfig", "RetryConfig",
     "RateLimitConfig", "ConcurrencyConfig", "MultiprocessConfig", "FallbackChain", "orchestrate",
-    "Pool",
+    "Pool", "get_logger", "ContextAdapter", "log_context", "configure_logging", "correlation_id",
+    "reopen_logs",
   }
 
   it("has what it promises, and nothing else", function()
@@ -119,6 +120,7 @@ describe("opero", function()
     local objects = {
       Task = opero.spawn(function() end), Semaphore = opero.semaphore(1),
       Channel = opero.channel(1), Event = opero.event(), Pool = opero.Pool(),
+      Logger = opero.get_logger(),
     }
     objects.Task:await()
     opero.scope(function(scope) objects.Scope = scope end)

@@ -171,8 +171,11 @@ describe("the layers", function()
 
   it("that are not configured are not there", function()
     local core = require "opero.core"
-    assert.equal(core.invoke, opero.Orchestrator({}).pipeline)
-    assert.equal(core.invoke, opero.Orchestrator({ fallbacks = {} }).pipeline)
+    for _, config in ipairs { {}, { fallbacks = {} } } do
+      -- but for the one around all, which gives each execution its correlation id
+      local within = select(2, debug.getupvalue(opero.Orchestrator(config).pipeline, 4))
+      assert.equal(core.invoke, within)
+    end
   end)
 end)
 
@@ -262,12 +265,12 @@ describe("a logger", function()
       said[i] = record[1] .. ": " .. record[2]
     end
     assert.same({
-      "warning: attempt failed, will retry",
-      "error: all attempts failed",
-      "warning: function failed, will fall back",
-      "warning: attempt failed, will retry",
-      "error: all attempts failed",
-      "error: all fallbacks failed",
+      "info: attempt failed, will retry",
+      "info: all attempts failed",
+      "info: function failed, will fall back",
+      "info: attempt failed, will retry",
+      "info: all attempts failed",
+      "info: all fallbacks failed",
     }, said)
     assert.same({ attempt = 1, max_attempts = 2, wait = 1, error = "a" }, records[1][3])
     assert.same({ fallback = 1, error = "a" }, records[3][3])
@@ -284,7 +287,7 @@ describe("a logger", function()
 
   it("may suspend", simulated(function()
     local logger = support.recorder()
-    logger.warning = function() opero.sleep(5) end
+    logger.info = function() opero.sleep(5) end
     local orch = opero.Orchestrator { logger = logger, retry_config = {} }
     assert.equal(1, orch:execute((failing "x"), 1))
     assert.equal(6, opero.now())
@@ -292,14 +295,14 @@ describe("a logger", function()
 
   it("that fails breaks nothing", simulated(function()
     local logger = support.recorder()
-    logger.warning = function() error "disk full" end
+    logger.info = function() error "disk full" end
     local orch = opero.Orchestrator { logger = logger, retry_config = {} }
     assert.equal(1, orch:execute((failing "x"), 1))
   end))
 
   it("does not swallow a cancellation", simulated(function()
     local logger = support.recorder()
-    logger.warning = function() opero.sleep(100) end
+    logger.info = function() opero.sleep(100) end
     local orch = opero.Orchestrator { logger = logger, retry_config = {} }
     local task = opero.spawn(orch.execute, orch, (failing "x"))
     opero.sleep(1)

@@ -319,23 +319,27 @@ describe("a cancellation", function()
 end)
 
 describe("retry tells its reporter", function()
+  local function reporter(tell)
+    return { enabled = function() return true end, tell = tell }
+  end
+
   it("of every retry, and of giving up", simulated(function()
     local told = {}
-    local call = caller({ max_attempts = 3, wait_min = 2 }, function(...)
+    local call = caller({ max_attempts = 3, wait_min = 2 }, reporter(function(...)
       told[#told + 1] = { ... }
-    end)
+    end))
     raised(call, (failing("a", "b", "c")))
     assert.same({
-      { "warning", "attempt failed, will retry",
+      { "info", "attempt failed, will retry",
         { attempt = 1, max_attempts = 3, wait = 2, error = "a" } },
-      { "warning", "attempt failed, will retry",
+      { "info", "attempt failed, will retry",
         { attempt = 2, max_attempts = 3, wait = 2, error = "b" } },
-      { "error", "all attempts failed", { attempts = 3, error = "c" } },
+      { "info", "all attempts failed", { attempts = 3, error = "c" } },
     }, told)
   end))
 
   it("nothing when the first attempt succeeds or the error does not match", simulated(function()
-    local call = caller({ retry_on = Refused }, function() error "told" end)
+    local call = caller({ retry_on = Refused }, reporter(function() error "told" end))
     call(function() end)
     assert.equal("x", raised(call, (broken "x")))
   end))

@@ -76,7 +76,7 @@ for_sanitize() {
 
 # By package: some of them serve another Lua or another Python than the first one in the path.
 for_peers() {
-    for package in lua-luv lua-cqueues lua-socket lua-copas python3 python3-tenacity; do
+    for package in lua-luv lua-cqueues lua-socket lua-copas lua-logging python3 python3-tenacity; do
         need "$package" dpkg -s "$package"
     done
 }

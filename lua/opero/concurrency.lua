@@ -2,6 +2,7 @@
 
 local check = require "opero.check"
 local core = require "opero.core"
+local report = require "opero.report"
 
 ---@class opero.ConcurrencyConfig
 ---@field limit integer how many executions may run at once; required
@@ -26,8 +27,10 @@ concurrency.config = check.constructor("ConcurrencyConfig", concurrency.options)
 --- Wraps a layer.
 ---@param config opero.ConcurrencyConfig completed
 ---@param next_layer opero.Layer
+---@param told opero.Report? default: the logger "opero" is told
 ---@return opero.Layer
-function concurrency.layer(config, next_layer)
+function concurrency.layer(config, next_layer, told)
+  told = told or report.default
   local permits = core.semaphore(config.limit)
   -- Closing a variable gives the permit back however the execution ends, also when the coroutine it
   -- is suspended in is closed.
@@ -38,6 +41,9 @@ function concurrency.layer(config, next_layer)
   })
   return function(fn, ...)
     if not permits:try_acquire() then
+      if told.enabled("debug") then
+        told.tell("debug", "concurrency limit reached, will wait", { limit = config.limit })
+      end
       local ok, err = pcall(permits.acquire, permits)
       if not ok then
         return false, err

@@ -3,6 +3,7 @@
 local check = require "opero.check"
 local core = require "opero.core"
 local outcome = require "opero.outcome"
+local report = require "opero.report"
 
 local fallback = {}
 
@@ -14,9 +15,10 @@ fallback.field = { check = check.callables }
 --- Wraps a layer; each of the functions goes through it. Without any there is nothing to wrap.
 ---@param functions function[]
 ---@param next_layer opero.Layer
----@param report opero.Report?
+---@param told opero.Report? default: the logger "opero" is told
 ---@return opero.Layer
-function fallback.layer(functions, next_layer, report)
+function fallback.layer(functions, next_layer, told)
+  told = told or report.default
   if #functions == 0 then
     return next_layer
   end
@@ -26,8 +28,8 @@ function fallback.layer(functions, next_layer, report)
       if outcome.is_final(err) then
         return false, err
       end
-      if report then
-        report("warning", "function failed, will fall back", { fallback = i, error = err })
+      if told.enabled("info") then
+        told.tell("info", "function failed, will fall back", { fallback = i, error = err })
       end
       local results
       results, err = outcome.keep(next_layer(fn, ...))
@@ -40,8 +42,8 @@ function fallback.layer(functions, next_layer, report)
     if outcome.is_final(err) then
       return false, err
     end
-    if report then
-      report("error", "all fallbacks failed", { functions = failures.n, error = err })
+    if told.enabled("info") then
+      told.tell("info", "all fallbacks failed", { functions = failures.n, error = err })
     end
     return false, outcome.all_failed(failures)
   end)

@@ -8,6 +8,7 @@ local concurrency = require "opero.concurrency"
 local core = require "opero.core"
 local errors = require "opero.errors"
 local fallback = require "opero.fallback"
+local logging = require "opero.logging"
 local orchestrate = require "opero.orchestrate"
 local orchestrator = require "opero.orchestrator"
 local pool = require "opero.pool"
@@ -58,4 +59,12 @@ return {
   RetryConfig = retry.config,
   errors = errors,
   orchestrate = orchestrate,
+
+  -- logging
+  ContextAdapter = logging.ContextAdapter,
+  configure_logging = logging.configure,
+  correlation_id = core.correlation_id,
+  get_logger = logging.get_logger,
+  log_context = logging.log_context,
+  reopen_logs = logging.reopen,
 }

@@ -21,6 +21,11 @@
 ---@field all fun(entries: (function|opero.Task)[]): table
 ---@field any fun(entries: (function|opero.Task)[]): any ...
 ---@field race fun(entries: (function|opero.Task)[]): any ...
+---@field get_logger fun(name: string?, options: opero.LoggerOptions?): opero.Logger
+---@field ContextAdapter fun(logger: opero.Logger, fields: table<string, any>?): opero.Logger
+---@field log_context fun(logger: opero.Logger, fields: table, fn: function?, ...: any): any ...
+---@field configure_logging fun(given: opero.LoggingConfig?): opero.Logger
+---@field reopen_logs fun(): true?, string?
 ---@field errors opero.errors the error classes, `class` to derive more, and `is`
 ---@field _VERSION string
 local opero = {}
@@ -276,6 +281,74 @@ function Pool:close(timeout) end
 --- Whether it takes no tasks any more.
 ---@return boolean
 function Pool:is_closed() end
+
+-- ---- logging ------------------------------------------------------------------------------------
+
+--- A logger. Its methods that log take a format, as string.format has it, its arguments, and then,
+--- if there is one more and it is a table, fields. They raise no errors but for a level that there
+--- is not.
+---@class opero.Logger
+local Logger = {}
+
+---@param message any a format
+---@param ... any its arguments, then fields
+function Logger:debug(message, ...) end
+
+---@param message any a format
+---@param ... any its arguments, then fields
+function Logger:info(message, ...) end
+
+---@param message any a format
+---@param ... any its arguments, then fields
+function Logger:warning(message, ...) end
+
+---@param message any a format
+---@param ... any its arguments, then fields
+function Logger:error(message, ...) end
+
+---@param message any a format
+---@param ... any its arguments, then fields
+function Logger:critical(message, ...) end
+
+---@param level opero.Level
+---@param message any a format
+---@param ... any its arguments, then fields
+function Logger:log(level, message, ...) end
+
+--- Whether a record of that level would go anywhere.
+---@param level opero.Level
+---@return boolean
+function Logger:enabled(level) end
+
+--- The level in force: its own, or that of the nearest logger above it that has one.
+---@return opero.Level|"off"
+function Logger:level() end
+
+--- Sets its own level.
+---@param level opero.Level|"off"|nil nil: it has none of its own
+---@return opero.Logger self
+function Logger:set_level(level) end
+
+---@return string name of the root "root"
+function Logger:name() end
+
+--- Adds fields to the context of the current task, in place of those of the same names. Raises
+--- ConfigError.
+---@param fields table<string, any> as they are now
+function Logger:add_context(fields) end
+
+--- Takes fields out of the context of the current task; names that are not there are no error.
+---@param ... string
+function Logger:remove_context(...) end
+
+--- The context of the current task.
+---@return table<string, any> fields a copy; values that are no scalars as they were captured
+function Logger:context() end
+
+--- The correlation id of the current execution of an orchestrator: 16 hexadecimal digits, or what
+--- the context has under that name.
+---@return string?
+function opero.correlation_id() end
 
 -- ---- for a loop of one's own, and for finding faults --------------------------------------------
 

@@ -9,6 +9,7 @@ local fallback = require "opero.fallback"
 local outcome = require "opero.outcome"
 local pool = require "opero.pool"
 local rate_limit = require "opero.rate_limit"
+local report = require "opero.report"
 local retry = require "opero.retry"
 
 ---@class opero.OrchestratorConfig
@@ -19,14 +20,7 @@ local retry = require "opero.retry"
 ---@field concurrency_config opero.ConcurrencyConfig? default: no limit
 ---@field multiprocess_config opero.PoolConfig|opero.Pool? each attempt is a task of a pool: one of
 ---  its own, that is closed with it, or a given one; default: attempts run in the caller's task
----@field logger opero.LoggerLike? told of retries and fallbacks; default: nothing is logged
-
---- Whatever has these methods; each is given a message and a table of fields.
----@class opero.LoggerLike
----@field debug fun(self, message: string, fields: table)
----@field info fun(self, message: string, fields: table)
----@field warning fun(self, message: string, fields: table)
----@field error fun(self, message: string, fields: table)
+---@field logger opero.LoggerLike? told of retries, fallbacks and waits; default: the logger "opero"
 
 local orchestrator = {}
 
@@ -39,23 +33,9 @@ local layers = {
   { option = "rate_limit_config", policy = rate_limit },
 }
 
-local function index(object, key)
-  return object[key]
-end
-
-local function check_logger(value, path)
-  for _, level in ipairs { "debug", "info", "warning", "error" } do
-    local ok, method = pcall(index, value, level)
-    if not ok or not check.is_callable(method) then
-      check.fail(path, value, "an object with the methods debug, info, warning and error")
-    end
-  end
-  return value
-end
-
 local function options_of(list)
   local fields = {
-    logger = { check = check_logger },
+    logger = report.field,
     multiprocess_config = pool.field,
   }
   for _, layer in ipairs(list) do
@@ -84,19 +64,6 @@ local function unwrap(given)
     end
   end
   return given.config
-end
-
--- A logger that fails must not make a call fail; nor may it swallow the cancellation of one.
-local function report_to(logger)
-  return logger and function(level, message, fields)
-    local ok, err = pcall(logger[level], logger, message, fields)
-    if not ok then
-      if core.is_cancelled(err) then
-        core.reraise(err)
-      end
-      warn("opero: the logger failed: ", errors.summary(err))
-    end
-  end
 end
 
 ---@class opero.Orchestrator
@@ -223,7 +190,7 @@ local mt = {
 ---@return opero.Orchestrator
 function orchestrator.new(given)
   local config = check.options(orchestrator.options, unwrap(given), "config")
-  local report = report_to(config.logger)
+  local told = config.logger and report.to(config.logger) or report.default
   local workers = config.multiprocess_config
   if workers and type(workers) == "table" then
     workers = pool.open(workers)
@@ -232,9 +199,10 @@ function orchestrator.new(given)
   for i = #layers, 1, -1 do
     local layer = layers[i]
     if config[layer.option] ~= nil then
-      pipeline = layer.policy.layer(config[layer.option], pipeline, report)
+      pipeline = layer.policy.layer(config[layer.option], pipeline, told)
     end
   end
+  pipeline = core.execution(pipeline) -- which has a correlation id
   return setmetatable({ config = config, pipeline = pipeline, pool = workers }, mt)
 end
 

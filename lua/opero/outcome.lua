@@ -9,9 +9,6 @@ local errors = require "opero.errors"
 
 ---@alias opero.Layer fun(fn: function, ...: any): boolean, ...
 
---- Tells of something a policy did. Absent where nobody listens.
----@alias opero.Report fun(level: "warning"|"error", message: string, fields: table)
-
 local outcome = {}
 
 --- Takes an outcome apart: its results, packed, or nil and its error.

@@ -18,6 +18,7 @@
 
 local check = require "opero.check"
 local core = require "opero.core"
+local report = require "opero.report"
 
 ---@class opero.RateLimitConfig
 ---@field rate number calls a second; required, > 0
@@ -128,11 +129,16 @@ end
 --- Wraps a layer.
 ---@param config opero.RateLimitConfig completed
 ---@param next_layer opero.Layer
+---@param told opero.Report? default: the logger "opero" is told
 ---@return opero.Layer
-function rate_limit.layer(config, next_layer)
+function rate_limit.layer(config, next_layer, told)
+  told = told or report.default
   local limiter = rate_limit.limiter(config)
   return function(fn, ...)
     if not limiter:try_acquire() then
+      if told.enabled("debug") then
+        told.tell("debug", "rate limit reached, will wait", { rate = config.rate })
+      end
       local ok, err = pcall(limiter.wait, limiter)
       if not ok then
         return false, err

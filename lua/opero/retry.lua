@@ -6,6 +6,7 @@ local core = require "opero.core"
 local errors = require "opero.errors"
 local matcher = require "opero.matcher"
 local outcome = require "opero.outcome"
+local report = require "opero.report"
 
 ---@class opero.RetryConfig
 ---@field max_attempts integer? how often it is called at most, the first call included; default 3
@@ -75,9 +76,10 @@ end
 --- Wraps a layer. The success of the first attempt costs one C call.
 ---@param config opero.RetryConfig completed
 ---@param next_layer opero.Layer
----@param report opero.Report?
+---@param told opero.Report? default: the logger "opero" is told
 ---@return opero.Layer
-function retry.layer(config, next_layer, report)
+function retry.layer(config, next_layer, told)
+  told = told or report.default
   local max_attempts, wait_max, reraise = config.max_attempts, config.wait_max, config.reraise
   local matches, next_wait = config.retry_on, backoff.exponential(config)
 
@@ -85,8 +87,8 @@ function retry.layer(config, next_layer, report)
     local attempt, wait = 1, nil
     while not outcome.is_final(err) and matches(err) do
       if attempt >= max_attempts then
-        if report then
-          report("error", "all attempts failed", { attempts = attempt, error = err })
+        if told.enabled("info") then
+          told.tell("info", "all attempts failed", { attempts = attempt, error = err })
         end
         if not reraise then
           err = exhausted(attempt, err)
@@ -95,8 +97,8 @@ function retry.layer(config, next_layer, report)
       end
       local asked = asked_wait(err)
       wait = asked and math.min(asked, wait_max) or next_wait(attempt, wait, core.random)
-      if report then
-        report("warning", "attempt failed, will retry",
+      if told.enabled("info") then
+        told.tell("info", "attempt failed, will retry",
           { attempt = attempt, max_attempts = max_attempts, wait = wait, error = err })
       end
       core.sleep(wait)

@@ -385,7 +385,7 @@ int main(int argc, char **argv) {
     if (argc < 2 || pipe(fd) != 0)
         return 2;
     run.scenario = argv[1];
-    run.has_workers = strstr(argv[1], "pool") != NULL;
+    run.has_workers = strstr(argv[1], "pool") != NULL || strstr(argv[1], "log") != NULL;
     run.input = fd[0];
     if (!compile_scenario())
         return 2;

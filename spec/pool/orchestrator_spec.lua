@@ -157,7 +157,7 @@ support.each_backend(function(backend)
       assert.equal(2, asked)
       assert.equal(3, #other_processes(log))
       assert.equal(2, #records)
-      assert.equal("warning", records[1][1])
+      assert.equal("info", records[1][1])
       assert.equal("not yet", records[1][3].error)
     end))
 

@@ -17,6 +17,7 @@ end
 local prelude <const> = [[
 local faults = require "spec.pool.faults"
 local opero = require "opero"
+opero.configure_logging { levels = { opero = "error" } } -- workers that crash are no news here
 local backend, more = ...
 ]]
 

@@ -1,0 +1,718 @@
+#include "log.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define SETUP_METATABLE "opero.LogSetup"
+
+#define FORWARD_MAX ((size_t)100 * 1024) /* bytes of a record that is sent to another process */
+
+enum { KEPT = 16384 }; /* bytes of buffers that are kept from record to record */
+
+/* ---- levels ------------------------------------------------------------------------------------- */
+
+LogLevel log_check_level(lua_State *L, int index) {
+    const char *name = lua_type(L, index) == LUA_TSTRING ? lua_tostring(L, index) : "";
+    for (LogLevel level = LOG_DEBUG; level <= LOG_OFF; level++)
+        if (strcmp(name, log_level_names[level]) == 0)
+            return level;
+    return (LogLevel)0;
+}
+
+/* Works out what is in force, parents first. */
+static void refresh_levels(Log *log) {
+    const Logger *root = log->loggers;
+    if (log->forward == NULL) {
+        log->least = LOG_OFF;
+        for (int i = 0; i < log->output_count; i++)
+            if (log->outputs[i].level < log->least)
+                log->least = log->outputs[i].level;
+    }
+    for (Logger *logger = log->loggers; logger != NULL; logger = logger->next) {
+        if (logger->own != 0)
+            logger->level = logger->own;
+        else if (logger == log->opero && root->own == 0)
+            logger->level = LOG_WARNING;
+        else
+            logger->level = logger->parent != NULL ? logger->parent->level : LOG_INFO;
+        logger->threshold = logger->level > log->least ? logger->level : log->least;
+    }
+}
+
+void log_set_level(Log *log, Logger *logger, LogLevel level) {
+    logger->own = level;
+    log->generation++;
+    refresh_levels(log);
+}
+
+/* ---- loggers ------------------------------------------------------------------------------------ */
+
+/* Makes a logger that is not there yet. The table of loggers by name is at stack index `table`. */
+static Logger *make_logger(lua_State *L, Log *log, int table, Logger *parent, Slice name) {
+    Logger *logger = calloc(1, sizeof *logger + name.length);
+    if (logger == NULL)
+        luaL_error(L, "not enough memory");
+    memcpy(logger + 1, name.data, name.length);
+    logger->name = (Slice){(const char *)(logger + 1), name.length};
+    logger->parent = parent;
+    if (log->last != NULL)
+        log->last->next = logger;
+    else
+        log->loggers = logger;
+    log->last = logger;
+    lua_pushlstring(L, name.data, name.length); /* should this fail, nobody will ever find it */
+    lua_pushlightuserdata(L, logger);
+    lua_rawset(L, table);
+    return logger;
+}
+
+Logger *log_logger(lua_State *L, Log *log, Slice name) {
+    int top = lua_gettop(L), table = top + 2;
+    Logger *logger = log->loggers;
+    luaL_checkstack(L, LUA_MINSTACK, "not enough memory");
+    runtime_open(L);
+    lua_getiuservalue(L, -1, RUNTIME_LOGGERS);
+    for (size_t end = 0; end < name.length; end++) {
+        const char *dot = memchr(name.data + end, '.', name.length - end);
+        end = dot != NULL ? (size_t)(dot - name.data) : name.length;
+        lua_pushlstring(L, name.data, end);
+        if (lua_rawget(L, table) == LUA_TLIGHTUSERDATA)
+            logger = lua_touserdata(L, -1);
+        else
+            logger = make_logger(L, log, table, logger, (Slice){name.data, end});
+    }
+    lua_settop(L, top);
+    refresh_levels(log);
+    return logger;
+}
+
+/* ---- outputs ------------------------------------------------------------------------------------ */
+
+static void close_outputs(Output *outputs, int count) {
+    for (int i = 0; i < count; i++)
+        if (!outputs[i].is_function)
+            sink_close(&outputs[i].sink);
+    free(outputs);
+}
+
+static void free_secrets(Secrets *secrets) {
+    for (size_t i = 0; i < secrets->count; i++)
+        free((char *)secrets->names[i].data);
+    free(secrets->names);
+    *secrets = (Secrets){.names = NULL};
+}
+
+static Slice describe(const Output *output) {
+    if (output->is_function)
+        return SLICE("function");
+    if (output->sink.path != NULL)
+        return (Slice){output->sink.path, strlen(output->sink.path)};
+    return output->sink.fd == STDERR_FILENO ? SLICE("stderr") : SLICE("stdout");
+}
+
+static void deliver(lua_State *L, Runtime *runtime, const LogRecord *record, Context *context);
+
+static int64_t now_ns(const Runtime *runtime) {
+    return runtime->loop->is_simulated ? clock_now_ns(&runtime->loop->clock) : clock_wall_ns();
+}
+
+static void write_to_stderr(const Log *log, const LogRecord *record) {
+    Bytes line = {.data = NULL};
+    Sink sink;
+    sink_use(&sink, STDERR_FILENO);
+    record_format(&line, record, FORMAT_TEXT, false, &log->secrets, (Slice){NULL, 0});
+    if (!line.has_failed)
+        sink_write(&sink, line.data, line.length);
+    bytes_free(&line);
+}
+
+/* Says that an output fails: to the others, and to stderr when there are none. */
+static void report_failure(lua_State *L, Runtime *runtime, Output *failed, Slice why) {
+    Log *log = runtime->log;
+    Bytes fields = {.data = NULL};
+    LogRecord record = {.time_ns = now_ns(runtime),
+                        .level = LOG_ERROR,
+                        .logger = log->opero->name,
+                        .message = SLICE("a log output failed")};
+    bool has_other = false;
+    if (failed->has_failed)
+        return;
+    failed->has_failed = true;
+    fields_put_string(&fields, SLICE("error"));
+    fields_put_string(&fields, why);
+    fields_put_string(&fields, SLICE("output"));
+    fields_put_string(&fields, describe(failed));
+    record.fields[0] = bytes_slice(&fields);
+    for (int i = 0; i < log->output_count; i++)
+        has_other = has_other || (!log->outputs[i].has_failed && !log->outputs[i].is_busy &&
+                                  log->outputs[i].level <= LOG_ERROR);
+    if (has_other) {
+        deliver(L, runtime, &record, NULL);
+    } else if (failed->is_function || failed->sink.fd != STDERR_FILENO) {
+        write_to_stderr(log, &record);
+    }
+    bytes_free(&fields);
+}
+
+/* Pushes what a function is given beside the line. */
+static void push_record(lua_State *L, const Log *log, const LogRecord *record) {
+    int table, part = 0;
+    Slice rest = record->fields[0], name;
+    Value value;
+    lua_createtable(L, 0, 6);
+    table = lua_gettop(L);
+    lua_pushnumber(L, clock_to_seconds(record->time_ns));
+    lua_setfield(L, table, "time");
+    lua_pushstring(L, log_level_names[record->level]);
+    lua_setfield(L, table, "level");
+    lua_pushlstring(L, record->logger.data, record->logger.length);
+    lua_setfield(L, table, "logger");
+    lua_pushlstring(L, record->message.data, record->message.length);
+    lua_setfield(L, table, "message");
+    if (record->pid != 0) {
+        lua_pushinteger(L, record->pid);
+        lua_setfield(L, table, "pid");
+    }
+    lua_newtable(L);
+    while (record_next_field(record, &part, &rest, &name, &value))
+        capture_set(L, lua_gettop(L), name, &value, &log->secrets);
+    lua_setfield(L, table, "fields");
+}
+
+typedef struct Delivery {
+    Runtime *runtime;
+    const LogRecord *record;
+    int output;
+} Delivery;
+
+static int call_output(lua_State *L) { /* Delivery */
+    const Delivery *delivery = lua_touserdata(L, 1);
+    Log *log = delivery->runtime->log;
+    const Output *output = &log->outputs[delivery->output];
+    luaL_checkstack(L, LUA_MINSTACK, "not enough memory");
+    runtime_open(L);
+    lua_getiuservalue(L, -1, RUNTIME_OUTPUTS);
+    lua_rawgeti(L, -1, delivery->output + 1);
+    bytes_clear(&log->line, KEPT);
+    record_format(&log->line, delivery->record, output->format, false, &log->secrets,
+                  (Slice){NULL, 0});
+    if (log->line.has_failed)
+        return luaL_error(L, "not enough memory");
+    lua_pushlstring(L, log->line.data, log->line.length - 1);
+    push_record(L, log, delivery->record);
+    lua_call(L, 2, 0);
+    return 0;
+}
+
+static void deliver_to_function(lua_State *L, Runtime *runtime, const LogRecord *record, int i) {
+    Output *output = &runtime->log->outputs[i];
+    Delivery delivery = {runtime, record, i};
+    int top = lua_gettop(L);
+    if (!lua_checkstack(L, LUA_MINSTACK))
+        return;
+    output->is_busy = true;
+    lua_pushcfunction(L, call_output);
+    lua_pushlightuserdata(L, &delivery);
+    if (lua_pcall(L, 1, 0, 0) == LUA_OK) {
+        output->is_busy = false;
+        output->has_failed = false;
+    } else {
+        Slice why = {"an error that is no text", sizeof "an error that is no text" - 1};
+        output->is_busy = false;
+        if (lua_type(L, -1) == LUA_TSTRING)
+            why.data = lua_tolstring(L, -1, &why.length);
+        else if (lua_istable(L, -1) && lua_getmetatable(L, -1)) {
+            lua_pop(L, 1);
+            lua_pushliteral(L, "message"); /* of an error object; a raw look calls nothing */
+            if (lua_rawget(L, -2) == LUA_TSTRING)
+                why.data = lua_tolstring(L, -1, &why.length);
+        }
+        report_failure(L, runtime, output, why);
+    }
+    lua_settop(L, top);
+}
+
+/* The first part of the record's fields, as it stands in lines: which is the same for many records. */
+static Slice shown_context(const Log *log, const LogRecord *record, const Output *output,
+                           Context *context) {
+    if (context == NULL || output->is_coloured || record_overrides(record))
+        return (Slice){NULL, 0};
+    if (context->generation != log->generation || context->format != output->format) {
+        bytes_clear(&context->shown, KEPT);
+        record_format_fields(&context->shown, record->fields[0], output->format, &log->secrets);
+        context->format = (uint8_t)output->format;
+        context->generation = context->shown.has_failed ? 0 : log->generation;
+    }
+    return context->generation != 0 ? bytes_slice(&context->shown) : (Slice){NULL, 0};
+}
+
+static void deliver_to_sink(lua_State *L, Runtime *runtime, const LogRecord *record, Output *output,
+                            Context *context) {
+    Log *log = runtime->log;
+    int error;
+    bytes_clear(&log->line, KEPT);
+    record_format(&log->line, record, output->format, output->is_coloured, &log->secrets,
+                  shown_context(log, record, output, context));
+    error =
+        log->line.has_failed ? ENOMEM : sink_write(&output->sink, log->line.data, log->line.length);
+    if (error == 0) {
+        output->has_failed = false;
+    } else {
+        const char *why = strerror(error);
+        report_failure(L, runtime, output, (Slice){why, strlen(why)});
+    }
+}
+
+/* To the process that started this one; what cannot get there goes to stderr. */
+static void send_away(lua_State *L, Log *log, const LogRecord *record) {
+    LogRecord shorter = *record;
+    bytes_clear(&log->line, KEPT);
+    record_encode(&log->line, record);
+    if (log->line.length > FORWARD_MAX) {
+        static const Slice none = {NULL, 0};
+        for (int i = 0; i < RECORD_FIELDS; i++)
+            shorter.fields[i] = none;
+        bytes_clear(&log->line, KEPT);
+        record_encode(&log->line, &shorter);
+    }
+    if (!log->line.has_failed && !log->forward(L, log->forward_owner, bytes_slice(&log->line)))
+        write_to_stderr(log, record);
+}
+
+/* Gives the record to all outputs that take its level. Its first fields are those of the context, if
+ * that is not NULL. Raises nothing. */
+static void deliver(lua_State *L, Runtime *runtime, const LogRecord *record, Context *context) {
+    Log *log = runtime->log;
+    if (log->forward != NULL) {
+        send_away(L, log, record);
+        return;
+    }
+    log->delivering++;
+    for (int i = 0; i < log->output_count; i++) {
+        Output *output = &log->outputs[i];
+        if (record->level < output->level || output->is_busy)
+            continue;
+        if (output->is_function)
+            deliver_to_function(L, runtime, record, i);
+        else
+            deliver_to_sink(L, runtime, record, output, context);
+    }
+    log->delivering--;
+}
+
+/* ---- records ------------------------------------------------------------------------------------ */
+
+typedef struct Making {
+    Runtime *runtime;
+    Context *context;
+    LogRecord record;
+} Making;
+
+static int make_record(lua_State *L) { /* Making, format, arguments, ... */
+    Making *making = lua_touserdata(L, 1);
+    Log *log = making->runtime->log;
+    Scratch *scratch = &log->scratch[log->nesting - 1];
+    int last = lua_gettop(L);
+    bytes_clear(&scratch->message, KEPT);
+    bytes_clear(&scratch->fields, KEPT);
+    if (capture_message(L, 2, last, &scratch->message, &scratch->inner, &log->secrets))
+        capture_fields(L, last, &scratch->fields);
+    if (scratch->message.has_failed || scratch->fields.has_failed)
+        return luaL_error(L, "not enough memory");
+    making->record.message = bytes_slice(&scratch->message);
+    making->record.fields[2] = bytes_slice(&scratch->fields);
+    deliver(L, making->runtime, &making->record, making->context);
+    return 0;
+}
+
+void log_record(lua_State *L, Runtime *runtime, const Logger *logger, LogLevel level, int first,
+                Slice bound) {
+    Log *log = runtime->log;
+    Context *context =
+        contexts_get(&runtime->contexts, runtime->current != NULL ? runtime->current->anchor : 0);
+    Making making = {.runtime = runtime,
+                     .context = context,
+                     .record = {.level = level, .logger = logger->name, .fields[1] = bound}};
+    int top = lua_gettop(L);
+    if (log->nesting >= LOG_NESTING || !lua_checkstack(L, top - first + LUA_MINSTACK))
+        return;
+    if (log->noted.length > 0 && log->delivering == 0)
+        log_deliver_noted(L, runtime);
+    making.record.time_ns = now_ns(runtime);
+    making.record.fields[0] = context_fields(context);
+    lua_pushcfunction(L, make_record);
+    lua_pushlightuserdata(L, &making);
+    for (int i = first; i <= top; i++)
+        lua_pushvalue(L, i);
+    context_keep(context); /* what is called may change it */
+    log->nesting++;
+    if (lua_pcall(L, top - first + 2, 0, 0) != LUA_OK) { /* memory was short: without its values */
+        lua_settop(L, top);
+        making.record.message = SLICE("(there was no memory for this record)");
+        making.record.fields[2] = (Slice){NULL, 0};
+        deliver(L, runtime, &making.record, context);
+    }
+    log->nesting--;
+    context_release(&runtime->contexts, context);
+}
+
+/* ---- records that come from where no Lua can be called ------------------------------------------ */
+
+static void append_noted(Runtime *runtime, const LogRecord *record) {
+    Log *log = runtime->log;
+    size_t place = log->noted.length;
+    uint32_t length = 0;
+    bytes_append(&log->noted, &length, sizeof length);
+    record_encode(&log->noted, record);
+    if (log->noted.has_failed) { /* this one is lost, those before it are not */
+        log->noted.length = place;
+        log->noted.has_failed = false;
+        return;
+    }
+    length = (uint32_t)(log->noted.length - place - sizeof length);
+    memcpy(log->noted.data + place, &length, sizeof length);
+    runtime_service_due(runtime, &log->service);
+}
+
+void log_note(Runtime *runtime, LogLevel level, const char *message, const Bytes *fields) {
+    LogRecord record = {.time_ns = now_ns(runtime), .level = level};
+    record.logger = runtime->log->opero->name;
+    record.message = (Slice){message, strlen(message)};
+    if (!fields->has_failed)
+        record.fields[2] = bytes_slice(fields);
+    append_noted(runtime, &record);
+}
+
+void log_note_forwarded(Runtime *runtime, int64_t pid, Slice bytes) {
+    LogRecord record;
+    if (!record_decode(&record, bytes))
+        return;
+    if (record.pid == 0) /* else it comes from a worker of the worker */
+        record.pid = pid;
+    append_noted(runtime, &record);
+}
+
+void log_deliver_noted(lua_State *L, Runtime *runtime) {
+    Log *log = runtime->log;
+    if (log->is_delivering_noted)
+        return;
+    log->is_delivering_noted = true;
+    while (log->noted.length > 0) { /* more may come while they are delivered */
+        Bytes noted = log->noted;
+        size_t at = 0;
+        uint32_t length;
+        log->noted = (Bytes){.data = NULL};
+        for (; at < noted.length; at += sizeof length + length) {
+            LogRecord record;
+            memcpy(&length, noted.data + at, sizeof length);
+            if (record_decode(&record, (Slice){noted.data + at + sizeof length, length}))
+                deliver(L, runtime, &record, NULL);
+        }
+        if (log->noted.length == 0 && noted.capacity <= KEPT) {
+            bytes_free(&log->noted);
+            noted.length = 0;
+            log->noted = noted;
+            break;
+        }
+        bytes_free(&noted);
+    }
+    log->is_delivering_noted = false;
+}
+
+static void work(lua_State *L, Service *service) {
+    Log *log = CONTAINER_OF(service, Log, service);
+    (void)log;
+    log_deliver_noted(L, runtime_of(L));
+}
+
+static void move(Service *service, Loop *loop) {
+    service->loop = loop;
+}
+
+static void stay(Service *service) {
+    (void)service; /* nothing of it belongs to a loop or to a process */
+}
+
+/* ---- between a pool and its workers -------------------------------------------------------------- */
+
+void log_encode_settings(const Log *log, Bytes *bytes) {
+    fields_put_string(bytes, SLICE("least"));
+    fields_put_integer(bytes, log->least);
+    for (size_t i = 0; i < log->secrets.count; i++) {
+        fields_put_string(bytes, SLICE("redact"));
+        fields_put_string(bytes, log->secrets.names[i]);
+    }
+    for (const Logger *logger = log->loggers; logger != NULL; logger = logger->next)
+        if (logger->own != 0 || logger == log->opero) {
+            fields_put_string(bytes, logger->parent == NULL ? (Slice){"", 0} : logger->name);
+            fields_put_integer(bytes, logger->level);
+        }
+}
+
+static bool add_secret(Secrets *secrets, Slice name) {
+    Slice *names = realloc(secrets->names, (secrets->count + 1) * sizeof *names);
+    char *copy;
+    if (names == NULL)
+        return false;
+    secrets->names = names;
+    copy = malloc(name.length + 1);
+    if (copy == NULL)
+        return false;
+    for (size_t i = 0; i < name.length; i++)
+        copy[i] = name.data[i] >= 'A' && name.data[i] <= 'Z' ? (char)(name.data[i] + ('a' - 'A'))
+                                                             : name.data[i];
+    names[secrets->count++] = (Slice){copy, name.length};
+    return true;
+}
+
+void log_decode_settings(lua_State *L, Runtime *runtime, Slice bytes) {
+    Log *log = log_open(L, runtime);
+    Slice name;
+    Value value;
+    bool has_levels = false;
+    free_secrets(&log->secrets);
+    for (Logger *logger = log->loggers; logger != NULL; logger = logger->next)
+        logger->own = 0;
+    while (fields_next(&bytes, &name, &value)) {
+        if (value.kind == VALUE_STRING) {
+            add_secret(&log->secrets, value.as.bytes);
+        } else if (value.kind == VALUE_INTEGER && value.as.integer >= LOG_DEBUG &&
+                   value.as.integer <= LOG_OFF) {
+            if (has_levels)
+                log_logger(L, log, name)->own = (LogLevel)value.as.integer;
+            else
+                log->least = (LogLevel)value.as.integer;
+            has_levels = true; /* the first is "least" */
+        }
+    }
+    refresh_levels(log);
+}
+
+void log_forward(lua_State *L, Runtime *runtime,
+                 bool (*forward)(lua_State *L, void *owner, Slice record), void *owner) {
+    Log *log = log_open(L, runtime);
+    bytes_clear(&log->noted, 0); /* the parent's */
+    log->nesting = log->delivering = 0;
+    log->is_delivering_noted = false;
+    close_outputs(log->outputs, log->output_count);
+    log->outputs = NULL;
+    log->output_count = 0;
+    log->forward = forward;
+    log->forward_owner = owner;
+    runtime_remove_service(runtime, &log->service);
+    runtime_add_service(runtime, &log->service);
+    refresh_levels(log);
+}
+
+/* ---- configuring -------------------------------------------------------------------------------- */
+
+typedef struct Setup { /* a userdata, until it is in force */
+    Output *outputs;
+    int count;
+    Secrets secrets;
+} Setup;
+
+static int setup_gc(lua_State *L) {
+    Setup *setup = lua_touserdata(L, 1);
+    close_outputs(setup->outputs, setup->count);
+    free_secrets(&setup->secrets);
+    setup->outputs = NULL;
+    setup->count = 0;
+    return 0;
+}
+
+static LogFormat check_format(lua_State *L, int index) {
+    const char *name = lua_tostring(L, index);
+    return strcmp(name, "json") == 0     ? FORMAT_JSON
+           : strcmp(name, "logfmt") == 0 ? FORMAT_LOGFMT
+           : strcmp(name, "plain") == 0  ? FORMAT_PLAIN
+                                         : FORMAT_TEXT;
+}
+
+/* Whether a terminal is to have colours. See no-color.org for the variable. */
+static bool wants_colour(int fd) {
+    const char *no_color = getenv("NO_COLOR"), *terminal = getenv("TERM");
+    return isatty(fd) && (no_color == NULL || *no_color == '\0') &&
+           (terminal == NULL || strcmp(terminal, "dumb") != 0);
+}
+
+/* Fills in an output from the table at the top of the stack: { fd | path | fn, level, format }. */
+static void set_up_output(lua_State *L, Output *output, lua_Integer number, int functions) {
+    int table = lua_gettop(L);
+    lua_getfield(L, table, "level");
+    output->level = log_check_level(L, -1);
+    lua_getfield(L, table, "format");
+    output->format = check_format(L, -1);
+    lua_getfield(L, table, "fn");
+    output->is_function = !lua_isnil(L, -1);
+    if (output->is_function) {
+        lua_rawseti(L, functions, number);
+        lua_settop(L, table);
+        return;
+    }
+    if (lua_getfield(L, table, "path") == LUA_TSTRING) {
+        int error = sink_open(&output->sink, lua_tostring(L, -1));
+        if (error != 0) {
+            lua_pushfstring(L, "%s: %s", lua_tostring(L, -1), strerror(error));
+            lua_error(L);
+        }
+    } else {
+        lua_getfield(L, table, "fd");
+        sink_use(&output->sink, (int)lua_tointeger(L, -1));
+    }
+    output->is_coloured = output->format == FORMAT_TEXT && wants_colour(output->sink.fd);
+    lua_settop(L, table);
+}
+
+/* log_configure(outputs, secrets): for the Lua layer, which has checked what it gives: a list of
+ * { fd = n | path = s | fn = f, level = s, format = s } and one of names. Raises the reason why a file
+ * cannot be opened; then all stays as it was. */
+static int call_configure(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    Log *log = log_open(L, runtime);
+    lua_Integer outputs = luaL_len(L, 1), secrets = luaL_len(L, 2);
+    Setup *setup;
+    lua_settop(L, 2);
+    if (log->delivering > 0)
+        return luaL_error(L, "logging cannot be configured by an output of it");
+    log_deliver_noted(L, runtime); /* where they were to go when they were made */
+    setup = lua_newuserdatauv(L, sizeof *setup, 0);
+    *setup = (Setup){.count = 0};
+    luaL_setmetatable(L, SETUP_METATABLE);
+    lua_createtable(L, (int)outputs, 0); /* of functions */
+    if (log->forward != NULL)
+        outputs = 0; /* those of the process that started this one serve it */
+    setup->outputs = calloc((size_t)outputs + 1, sizeof *setup->outputs);
+    if (setup->outputs == NULL)
+        return luaL_error(L, "not enough memory");
+    for (lua_Integer i = 1; i <= outputs; i++) {
+        lua_rawgeti(L, 1, i);
+        setup->outputs[i - 1] = (Output){.sink = {.fd = -1}};
+        set_up_output(L, &setup->outputs[i - 1], i, 4);
+        setup->count++;
+        lua_pop(L, 1);
+    }
+    for (lua_Integer i = 1; i <= secrets; i++) {
+        Slice name;
+        lua_rawgeti(L, 2, i);
+        name.data = lua_tolstring(L, -1, &name.length);
+        if (!add_secret(&setup->secrets, name))
+            return luaL_error(L, "not enough memory");
+        lua_pop(L, 1);
+    }
+    lua_setiuservalue(L, UPVALUE_RUNTIME, RUNTIME_OUTPUTS); /* nothing raises from here on */
+    close_outputs(log->outputs, log->output_count);
+    free_secrets(&log->secrets);
+    log->outputs = setup->outputs;
+    log->output_count = setup->count;
+    log->secrets = setup->secrets;
+    *setup = (Setup){.count = 0};
+    log->generation++;
+    refresh_levels(log);
+    return 0;
+}
+
+/* log_reopen(): opens the files anew, by their names. Returns a list of { path, reason } of those that
+ * could not be: they stay as they were. */
+static int call_reopen(lua_State *L) {
+    Log *log = log_open(L, runtime_of(L));
+    lua_newtable(L);
+    for (int i = 0; i < log->output_count; i++) {
+        Output *output = &log->outputs[i];
+        int error = output->is_function ? 0 : sink_reopen(&output->sink);
+        if (error == 0)
+            continue;
+        lua_createtable(L, 2, 0);
+        lua_pushstring(L, output->sink.path);
+        lua_rawseti(L, -2, 1);
+        lua_pushstring(L, strerror(error));
+        lua_rawseti(L, -2, 2);
+        lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
+    }
+    return 1;
+}
+
+/* ---- the log itself ----------------------------------------------------------------------------- */
+
+Log *log_open(lua_State *L, Runtime *runtime) {
+    Log *log = runtime->log;
+    int top = lua_gettop(L);
+    if (log != NULL && log->opero != NULL)
+        return log;
+    luaL_checkstack(L, LUA_MINSTACK, "not enough memory");
+    if (log == NULL) {
+        log = calloc(1, sizeof *log);
+        if (log == NULL)
+            luaL_error(L, "not enough memory");
+        runtime->log = log;
+        link_init(&log->service.link);
+        log->service.work = work;
+        log->service.move = move;
+        log->service.forget = stay;
+        log->service.end = stay;
+        runtime_add_service(runtime, &log->service);
+        log->generation = 1;
+    }
+    if (log->outputs == NULL) {
+        log->outputs = calloc(1, sizeof *log->outputs);
+        if (log->outputs == NULL)
+            luaL_error(L, "not enough memory");
+        log->output_count = 1;
+        log->outputs->level = LOG_DEBUG;
+        log->outputs->is_coloured = wants_colour(STDERR_FILENO);
+        sink_use(&log->outputs->sink, STDERR_FILENO);
+    }
+    runtime_open(L);
+    if (lua_getiuservalue(L, -1, RUNTIME_LOGGERS) != LUA_TTABLE) {
+        lua_newtable(L);
+        lua_pushvalue(L, -1);
+        lua_setiuservalue(L, top + 1, RUNTIME_LOGGERS);
+    }
+    if (log->loggers == NULL) {
+        make_logger(L, log, lua_gettop(L), NULL, (Slice){"", 0});
+        log->loggers->name = SLICE("root");
+    }
+    lua_settop(L, top);
+    log->opero = log_logger(L, log, SLICE("opero"));
+    refresh_levels(log);
+    return log;
+}
+
+void log_destroy(Runtime *runtime) {
+    Log *log = runtime->log;
+    if (log == NULL)
+        return;
+    runtime_remove_service(runtime, &log->service);
+    while (log->loggers != NULL) {
+        Logger *logger = log->loggers;
+        log->loggers = logger->next;
+        free(logger);
+    }
+    close_outputs(log->outputs, log->output_count);
+    free_secrets(&log->secrets);
+    for (int i = 0; i < LOG_NESTING; i++) {
+        bytes_free(&log->scratch[i].message);
+        bytes_free(&log->scratch[i].fields);
+        bytes_free(&log->scratch[i].inner);
+    }
+    bytes_free(&log->line);
+    bytes_free(&log->noted);
+    free(log);
+    runtime->log = NULL;
+}
+
+static const luaL_Reg functions[] = {
+    {"log_configure", call_configure}, {"log_reopen", call_reopen}, {NULL, NULL}};
+
+void log_register(lua_State *L, int module) {
+    module = lua_absindex(L, module);
+    runtime_new_metatable(L, SETUP_METATABLE, NULL);
+    lua_pushcfunction(L, setup_gc);
+    lua_setfield(L, -2, "__gc");
+    lua_pop(L, 1);
+    runtime_set_functions(L, module, functions);
+    log_open(L, runtime_open(L));
+    lua_pop(L, 1);
+}

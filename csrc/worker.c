@@ -16,6 +16,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#define WORKER_METATABLE "opero.Worker"
 #define OUTPUT_BUFFER (64 * 1024)
 
 /* Pushes a function of this file as a closure over the worker at index `worker`. */
@@ -501,14 +502,25 @@ static int work(lua_State *L) { /* the first function of the receiver */
     return receive(L, LUA_OK, 0);
 }
 
+/* The process closes its state. The port stays: something may still be logged. */
+static int worker_gc(lua_State *L) {
+    Self *self = lua_touserdata(L, 1);
+    context_release(&self->runtime->contexts, self->context);
+    free(self->assembled);
+    self->context = NULL;
+    self->assembled = NULL;
+    return 0;
+}
+
 /* Pushes a worker at the port, and a function that runs it. */
 static void push_worker(lua_State *L, const Port *port, int known) {
     Self *self = lua_newuserdatauv(L, sizeof *self, WORKER_USER_VALUES);
     int index = lua_gettop(L);
     memset(self, 0, sizeof *self);
+    self->runtime = runtime_of(L);
+    luaL_setmetatable(L, WORKER_METATABLE);
     self->port = *port;
     self->pid = getpid();
-    self->runtime = runtime_of(L);
     link_init(&self->outgoing);
     lua_newtable(L);
     if (known != 0)
@@ -638,6 +650,10 @@ static int call_work(lua_State *L) { /* bell, memory */
 static const luaL_Reg functions[] = {{"work", call_work}, {NULL, NULL}};
 
 void worker_register(lua_State *L, int module) {
+    runtime_new_metatable(L, WORKER_METATABLE, NULL);
+    lua_pushcfunction(L, worker_gc);
+    lua_setfield(L, -2, "__gc");
+    lua_pop(L, 1);
     runtime_set_functions(L, module, functions);
     reply_register(L);
 }

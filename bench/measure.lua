@@ -1,6 +1,18 @@
--- What every measuring process shares: the memory in use, percentiles, the line it prints.
+-- What every measuring process shares: a clock, the memory in use, percentiles, the line it prints.
 
 local measure = {}
+
+---@return fun(): number # seconds, of a clock that goes on while the process waits
+function measure.clock()
+  local ok, time = pcall(require, "posix.time")
+  if not ok then
+    measure.missing "the luaposix module is not installed"
+  end
+  return function()
+    local spec = time.clock_gettime(time.CLOCK_MONOTONIC)
+    return spec.tv_sec + spec.tv_nsec / 1e9
+  end
+end
 
 ---Resident memory of this process: VmRSS, the counter that /proc/self/statm gives in pages.
 ---Garbage is collected first, so that only what is alive counts, unless `dirty` is set.
@@ -80,6 +92,35 @@ function measure.timers(n, lead, now)
     local at = (i * step % n) / n
     return lead > 0 and start + at - now() or at
   end
+end
+
+---What each record of a log has beside its message.
+measure.FIELDS = { request_id = "7f3a91c2d4e5b608", service = "api", user = 1042 }
+
+---Has n records written to a log, in a folder that is removed afterwards, and prints how many a
+---second those were. They say "fetched I bytes", I from 1 to n, and FIELDS.
+---@param n integer
+---@param write fun(path: string): number gives the seconds it took
+function measure.records(n, write)
+  local mktemp <close> = assert(io.popen "mktemp -d")
+  local folder = assert(mktemp:read("l"), "mktemp made no folder")
+  local path = folder .. "/log"
+  local _ <close> = setmetatable({}, {
+    __close = function()
+      os.remove(path)
+      os.remove(folder)
+    end,
+  })
+  local seconds = write(path)
+  local count, last = 0, ""
+  for line in io.lines(path) do
+    count, last = count + 1, line
+  end
+  assert(count == n and last:find(("fetched %d bytes"):format(n), 1, true), "records are wrong")
+  for name, value in pairs(measure.FIELDS) do
+    assert(last:find(name, 1, true) and last:find(value, 1, true), "fields are wrong")
+  end
+  measure.report { rate = n / seconds }
 end
 
 ---Runs the function named by the first command-line argument on the rest of them.

@@ -311,12 +311,58 @@ local function rows_of_pools(n)
   }
 end
 
+---@param n fun(full: integer, small: integer): integer
+---@return Row[]
+local function rows_of_logging(n)
+  local calls, records = n(10000000, 100000), n(400000, 10000)
+  local function to_file(format, what, peers)
+    local args = ("record %s %%d"):format(format)
+    return {
+      key = "logging-" .. format,
+      kind = "rate",
+      program = "opero_log",
+      peers = peers,
+      peer_args = {
+        logger_adapter = args:format(records // 10),
+        lualogging = args:format(records // 4),
+      },
+      variants = {
+        { what = what, args = args:format(records), goal = times(10, "LoggerAdapter") },
+      },
+    }
+  end
+  return {
+    {
+      key = "logging-disabled",
+      kind = "ns",
+      program = "opero_log",
+      peers = { "logger_adapter", "lualogging" },
+      peer_args = { logger_adapter = ("disabled %d"):format(calls // 10) },
+      variants = {
+        {
+          what = "logging: a call below the level",
+          args = ("disabled %d"):format(calls),
+          goal = { text = "60 ns", max = 60 },
+        },
+      },
+    },
+    to_file("text", "logging: three fields, to a file", {
+      "logger_adapter", "lualogging", "bare_write",
+    }),
+    to_file("json", "the same as JSON", { "logger_adapter", "bare_write" }),
+    to_file("logfmt", "the same as logfmt", { "logger_adapter", "bare_write" }),
+  }
+end
+
 ---@param quick boolean
 ---@return Row[]
 return function(quick)
   local function n(full, small)
     return quick and small or full
   end
-  local rows, pools = rows_of_tasks(n), rows_of_pools(n)
-  return table.move(pools, 1, #pools, #rows + 1, rows)
+  local rows = {}
+  for _, group in ipairs { rows_of_tasks(n), rows_of_pools(n), rows_of_logging(n) } do
+    table.move(group, 1, #group, #rows + 1, rows)
+  end
+  return rows
 end

@@ -7,7 +7,8 @@
 local HELP = [[
 usage: lua5.4 bench/run.lua [row ...] [--quick] [--rounds=N]
 
-rows:      %s (default: all of them)
+rows:      %s
+           (default: all of them); "pool" stands for all that begin with "pool-"
 --quick    small numbers, one round: does everything work?
 --rounds=N how often each thing is measured (default: 3); the median counts
 ]]
@@ -16,7 +17,8 @@ local LEGEND = [[
 
 Ratio: how many times as good Opero is. Memory is the growth of VmRSS, per task; of imap, in all.
 Executor is Python's concurrent.futures.ProcessPoolExecutor, Pool its multiprocessing.Pool, both
-forked; bare fork: two processes that are sent nothing. Pools have two workers.]]
+forked; bare fork: two processes that are sent nothing. Pools have two workers. LoggerAdapter is
+Python's, with a FileHandler; bare write: a loop in C that writes such a line again and again.]]
 
 local here = arg[0]:match("^(.*)/[^/]*$") or "."
 local top = here .. "/.."
@@ -53,14 +55,17 @@ local function python(module)
   end
 end
 
----@return string? command compiles the loop in C
-local function bare_c()
+---@param name string of a loop in C
+---@param libraries? string a package of pkg-config's
+---@return string? command compiles it
+local function compile(name, libraries)
   local cc = os.getenv("CC") or "cc"
   local folder = quote(top .. "/build/bench")
-  local program = quote(top .. "/build/bench/bare")
+  local program = quote(top .. "/build/bench/" .. name)
   local _, ok = shell(
     ("mkdir -p %s && %s -std=c11 -D_POSIX_C_SOURCE=200809L -O2 -o %s %s %s"):format(
-      folder, cc, program, quote(here .. "/bare.c"), "$(pkg-config --cflags --libs lua5.4)"
+      folder, cc, program, quote(here .. "/" .. name .. ".c"),
+      libraries and ("$(pkg-config --cflags --libs %s)"):format(libraries) or ""
     )
   )
   return ok and program .. " " or nil
@@ -104,14 +109,30 @@ end
 local programs = {
   opero = lua("Opero", "ours.lua"),
   opero_pool = lua("Opero", "ours_pool.lua"),
+  opero_log = lua("Opero", "ours_log.lua"),
   cqueues = lua("cqueues", "peers/cqueues.lua"),
   copas = lua("copas", "peers/copas.lua"),
   luv = lua("luv", "peers/luv.lua"),
   bare_lua = lua("bare Lua", "peers/bare.lua"),
-  bare_c = { name = "bare C", why = "no C compiler or no Lua headers", command = bare_c },
+  lualogging = lua("lualogging", "peers/lualogging.lua"),
+  bare_c = {
+    name = "bare C",
+    why = "no C compiler or no Lua headers",
+    command = function()
+      return compile("bare", "lua5.4")
+    end,
+  },
+  bare_write = {
+    name = "bare write",
+    why = "no C compiler",
+    command = function()
+      return compile("bare_write")
+    end,
+  },
   bare_fork = lua("bare fork", "peers/fork.lua"),
   asyncio = python_peer("asyncio", "asyncio", "asyncio_peer.py"),
   tenacity = python_peer("tenacity", "tenacity", "tenacity_peer.py"),
+  logger_adapter = python_peer("LoggerAdapter", "logging", "logging_peer.py"),
   executor = python_pool("Executor"),
   executor_map = python_pool("Executor.map"),
   pool = python_pool("Pool"),
@@ -254,7 +275,7 @@ end
 
 -- The table -------------------------------------------------------------------------------------
 
-local FORMAT = "%-36s %-22s %-12s %-22s %7s  %-12s %s"
+local FORMAT = "%-36s %-22s %-13s %-22s %7s  %-17s %s"
 
 local function line(...)
   print((FORMAT:format(...):gsub("%s+$", "")))
@@ -367,19 +388,38 @@ local function keys_of(rows)
   return table.concat(keys, " ")
 end
 
+local function refuse(message)
+  io.stderr:write("bench: ", message, "\n")
+  os.exit(2)
+end
+
+---@param rows Row[]
+---@param words string[] keys, or what the keys of several rows have before the first "-"
+---@return table<Row, true>
+local function pick(rows, words)
+  local picked = {}
+  for _, word in ipairs(words) do
+    local known
+    for _, row in ipairs(rows) do
+      if row.key == word or row.key:match("^(.-)%-") == word then
+        picked[row], known = true, true
+      end
+    end
+    if not known then
+      refuse(("no row '%s'; there are: %s"):format(word, keys_of(rows)))
+    end
+  end
+  return picked
+end
+
 ---@return number? # how many programs wanted to run, on average of the last minute
 local function load_average()
   local file <close> = io.open("/proc/loadavg")
   return file and file:read("n")
 end
 
-local function refuse(message)
-  io.stderr:write("bench: ", message, "\n")
-  os.exit(2)
-end
-
 local function main(words)
-  local quick, rounds, wanted, any = false, nil, {}, false
+  local quick, rounds, wanted = false, nil, {}
   for _, word in ipairs(words) do
     local number = word:match("^%-%-rounds=(.*)$")
     if word == "--help" then
@@ -395,16 +435,11 @@ local function main(words)
     elseif word:sub(1, 1) == "-" then
       refuse("unknown option '" .. word .. "' (see --help)")
     else
-      wanted[word], any = true, true
+      table.insert(wanted, word)
     end
   end
   local rows = rows_for(quick)
-  local known = " " .. keys_of(rows) .. " "
-  for word in pairs(wanted) do
-    if not known:find(" " .. word .. " ", 1, true) then
-      refuse(("no row '%s'; there are:%s"):format(word, known))
-    end
-  end
+  local picked = pick(rows, wanted)
 
   local load = load_average()
   if load and load > 0.5 then
@@ -413,7 +448,7 @@ local function main(words)
   line("what", "Opero", "peer", "the peer's", "ratio", "goal", "")
   local ok = true
   for _, row in ipairs(rows) do
-    if not any or wanted[row.key] then
+    if #wanted == 0 or picked[row] then
       ok = run(row, rounds or (quick and 1 or 3)) and ok
     end
   end

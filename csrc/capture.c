@@ -230,6 +230,12 @@ static void append_value(lua_State *L, const Message *message, int index) {
     case LUA_TNIL:
         bytes_append(message->bytes, "nil", 3);
         break;
+    case LUA_TBOOLEAN:
+        if (lua_toboolean(L, index))
+            bytes_append(message->bytes, "true", 4);
+        else
+            bytes_append(message->bytes, "false", 5);
+        break;
     case LUA_TNUMBER:
         if (lua_isinteger(L, index))
             text_append_integer(message->bytes, lua_tointeger(L, index));
@@ -302,25 +308,28 @@ static int count_directives(Slice format) {
     return count;
 }
 
-/* Appends a string with a width and a precision. */
-static void append_padded(const Message *message, const char *spec, Slice text) {
-    bool is_left = strchr(spec, '-') != NULL;
+/* Gives what was appended from `start` on the precision and the width of the directive. */
+static void pad(Bytes *bytes, size_t start, const char *spec) {
     const char *at = spec + 1 + strspn(spec + 1, "-+ #0"), *point = strchr(spec, '.');
-    size_t width = 0, precision = point != NULL ? 0 : text.length;
+    size_t width = 0, precision = 0, length = bytes->length - start, missing;
     for (; *at >= '0' && *at <= '9'; at++)
         width = width * 10 + (size_t)(*at - '0');
-    if (point != NULL)
+    if (point != NULL) {
         for (at = point + 1; *at >= '0' && *at <= '9'; at++)
             precision = precision * 10 + (size_t)(*at - '0');
-    if (precision < text.length)
-        text.length = precision;
-    if (!is_left)
-        for (size_t i = text.length; i < width; i++)
-            bytes_put(message->bytes, ' ');
-    bytes_append_slice(message->bytes, text);
-    if (is_left)
-        for (size_t i = text.length; i < width; i++)
-            bytes_put(message->bytes, ' ');
+        if (precision < length)
+            length = precision;
+        bytes->length = start + length;
+    }
+    missing = width > length ? width - length : 0;
+    if (missing == 0 || !bytes_reserve(bytes, missing))
+        return;
+    if (strchr(spec, '-') == NULL) { /* to the right */
+        memmove(bytes->data + start + missing, bytes->data + start, length);
+        memset(bytes->data + start, ' ', missing);
+    } else
+        memset(bytes->data + bytes->length, ' ', missing);
+    bytes->length += missing;
 }
 
 /* Appends an argument as the directive says, or as it is when it is not of that type. */
@@ -374,9 +383,9 @@ static void append_argument(lua_State *L, const Message *message, Directive *dir
     if (length >= 0 && (size_t)length < sizeof text) {
         bytes_append(message->bytes, text, (size_t)length);
     } else if (directive->letter == 's' && directive->is_modified) {
-        Slice shown = push_text(L, index);
-        append_padded(message, spec, shown);
-        lua_pop(L, 1);
+        size_t start = message->bytes->length;
+        append_value(L, message, index);
+        pad(message->bytes, start, spec);
     } else if (directive->letter == 'q' && lua_type(L, index) == LUA_TSTRING) {
         Value value = {.kind = VALUE_STRING};
         value.as.bytes.data = lua_tolstring(L, index, &value.as.bytes.length);

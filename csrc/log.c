@@ -310,52 +310,76 @@ typedef struct Making {
     LogRecord record;
 } Making;
 
-static int make_record(lua_State *L) { /* Making, format, arguments, ... */
-    Making *making = lua_touserdata(L, 1);
-    Log *log = making->runtime->log;
-    Scratch *scratch = &log->scratch[log->nesting - 1];
-    int last = lua_gettop(L);
+/* Puts the record together from the values from `first` to `last`. False: memory was short. */
+static bool capture(lua_State *L, Making *making, Scratch *scratch, int first, int last) {
+    const Log *log = making->runtime->log;
     bytes_clear(&scratch->message, KEPT);
     bytes_clear(&scratch->fields, KEPT);
-    if (capture_message(L, 2, last, &scratch->message, &scratch->inner, &log->secrets))
+    if (capture_message(L, first, last, &scratch->message, &scratch->inner, &log->secrets))
         capture_fields(L, last, &scratch->fields);
     if (scratch->message.has_failed || scratch->fields.has_failed)
-        return luaL_error(L, "not enough memory");
+        return false;
     making->record.message = bytes_slice(&scratch->message);
     making->record.fields[2] = bytes_slice(&scratch->fields);
-    deliver(L, making->runtime, &making->record, making->context);
+    return true;
+}
+
+static int capture_protected(lua_State *L) { /* Making, format, arguments, ... */
+    Making *making = lua_touserdata(L, 1);
+    Log *log = making->runtime->log;
+    if (!capture(L, making, &log->scratch[log->nesting - 1], 2, lua_gettop(L)))
+        return luaL_error(L, "not enough memory");
     return 0;
+}
+
+/* Whether to capture these values calls no Lua code and raises nothing. */
+static bool is_simple(lua_State *L, int first, int last) {
+    for (int i = first; i <= last; i++) {
+        int type = lua_type(L, i);
+        if (type != LUA_TSTRING && type != LUA_TNUMBER && type != LUA_TBOOLEAN && type != LUA_TNIL)
+            return false;
+    }
+    return true;
+}
+
+/* The same for any values: an error in there is caught. */
+static bool capture_any(lua_State *L, Making *making, int first, int last) {
+    bool is_made;
+    lua_pushcfunction(L, capture_protected);
+    lua_pushlightuserdata(L, making);
+    for (int i = first; i <= last; i++)
+        lua_pushvalue(L, i);
+    is_made = lua_pcall(L, last - first + 2, 0, 0) == LUA_OK;
+    lua_settop(L, last);
+    return is_made;
 }
 
 void log_record(lua_State *L, Runtime *runtime, const Logger *logger, LogLevel level, int first,
                 Slice bound) {
     Log *log = runtime->log;
-    Context *context =
-        contexts_get(&runtime->contexts, runtime->current != NULL ? runtime->current->anchor : 0);
     Making making = {.runtime = runtime,
-                     .context = context,
                      .record = {.level = level, .logger = logger->name, .fields[1] = bound}};
-    int top = lua_gettop(L);
-    if (log->nesting >= LOG_NESTING || !lua_checkstack(L, top - first + LUA_MINSTACK))
+    int last = lua_gettop(L);
+    if (log->nesting >= LOG_NESTING || !lua_checkstack(L, last - first + 2 * LUA_MINSTACK))
         return;
     if (log->noted.length > 0 && log->delivering == 0)
         log_deliver_noted(L, runtime);
     making.record.time_ns = now_ns(runtime);
-    making.record.fields[0] = context_fields(context);
-    lua_pushcfunction(L, make_record);
-    lua_pushlightuserdata(L, &making);
-    for (int i = first; i <= top; i++)
-        lua_pushvalue(L, i);
-    context_keep(context); /* what is called may change it */
+    making.context =
+        context_keep(/* what is called may change it */
+                     contexts_get(&runtime->contexts,
+                                  runtime->current != NULL ? runtime->current->anchor : 0));
+    making.record.fields[0] = context_fields(making.context);
     log->nesting++;
-    if (lua_pcall(L, top - first + 2, 0, 0) != LUA_OK) { /* memory was short: without its values */
-        lua_settop(L, top);
+    if (!(is_simple(L, first, last)
+              ? capture(L, &making, &log->scratch[log->nesting - 1], first, last)
+              : capture_any(L, &making, first, last))) {
         making.record.message = SLICE("(there was no memory for this record)");
         making.record.fields[2] = (Slice){NULL, 0};
-        deliver(L, runtime, &making.record, context);
     }
+    deliver(L, runtime, &making.record, making.context);
     log->nesting--;
-    context_release(&runtime->contexts, context);
+    context_release(&runtime->contexts, making.context);
 }
 
 /* ---- records that come from where no Lua can be called ------------------------------------------ */

@@ -186,6 +186,8 @@ void text_append_integer(Bytes *line, int64_t value) {
 void text_append_number(Bytes *line, double value) {
     char text[40];
     int length = 0;
+    size_t kept = 0;
+    bool is_integer = true;
     if (isnan(value)) {
         bytes_append(line, "NaN", 3);
         return;
@@ -199,15 +201,16 @@ void text_append_number(Bytes *line, double value) {
         if (strtod(text, NULL) == value)
             break;
     }
-    for (int i = 0; i < length; i++)
-        if (text[i] != '-' && (text[i] < '0' || text[i] > '9')) {
-            if (text[i] == ',') /* the locale's point */
-                text[i] = '.';
-            bytes_append(line, text, (size_t)length);
-            return;
-        }
-    bytes_append(line, text, (size_t)length);
-    bytes_append(line, ".0", 2);
+    for (int i = 0; i < length; i++) {
+        bool is_point =
+            strchr("0123456789-+e", text[i]) == NULL; /* the locale's, in any encoding */
+        if (!is_point || text[kept - 1] != '.')
+            text[kept++] = is_point ? '.' : text[i];
+        is_integer = is_integer && !is_point && text[i] != 'e';
+    }
+    bytes_append(line, text, kept);
+    if (is_integer)
+        bytes_append(line, ".0", 2);
 }
 
 /* ---- JSON --------------------------------------------------------------------------------------- */

@@ -6,14 +6,9 @@ if not ok then
   measure.missing "the luaposix module is not installed"
 end
 local wait = require("posix.sys.wait").wait
-local clock = require "posix.time"
+local now = measure.clock()
 
 local PROCESSES = 2
-
-local function now()
-  local time = clock.clock_gettime(clock.CLOCK_MONOTONIC)
-  return time.tv_sec + time.tv_nsec / 1e9
-end
 
 local function burn(steps)
   local x = 1

@@ -43,6 +43,24 @@ static int to_text(lua_State *L) {
     return 1;
 }
 
+bool capture_ends_more(lua_State *L) {
+    static const char ctrl_c[] = "interrupted!";
+    const char *name;
+    size_t length;
+    bool is_it = false;
+    if (lua_type(L, -1) == LUA_TSTRING) {
+        const char *text = lua_tolstring(L, -1, &length);
+        return length >= sizeof ctrl_c - 1 &&
+               strcmp(text + length - (sizeof ctrl_c - 1), ctrl_c) == 0;
+    }
+    if (luaL_getmetafield(L, -1, "__name") != LUA_TNIL) {
+        name = lua_tostring(L, -1);
+        is_it = name != NULL && strcmp(name, "CancelledError") == 0;
+        lua_pop(L, 1);
+    }
+    return is_it;
+}
+
 /* Pushes what tostring makes of the value, or a substitute. */
 static Slice push_text(lua_State *L, int index) {
     Slice text;
@@ -51,6 +69,8 @@ static Slice push_text(lua_State *L, int index) {
     lua_pushcfunction(L, to_text);
     lua_pushvalue(L, index);
     if (lua_pcall(L, 1, 1, 0) != LUA_OK) {
+        if (capture_ends_more(L))
+            lua_error(L);
         lua_pop(L, 1);
         lua_pushfstring(L, "(a %s that cannot be shown)", luaL_typename(L, index));
     }
@@ -108,11 +128,11 @@ static void put_fields(lua_State *L, Capture *capture, int index) {
         put_value(L, capture, lua_gettop(L));
         lua_pop(L, 1);
     }
-    fields_sort(capture->bytes, start);
     if (is_cut) {
         fields_put_string(capture->bytes, SLICE("..."));
         fields_put_string(capture->bytes, SLICE("and more"));
     }
+    fields_sort(capture->bytes, start);
 }
 
 /* The number of elements if the table is a list, 0 if it is none or empty. */
@@ -272,23 +292,62 @@ typedef struct Directive {
     bool is_modified;
 } Directive;
 
-/* Reads the directive that begins at the "%" there. */
+/* The flags that string.format takes with the letter; NULL: it is none of its letters. */
+static const char *flags_of(char letter) {
+    switch (letter) {
+    case 'd':
+    case 'i':
+        return "-+0 ";
+    case 'u':
+        return "-0";
+    case 'o':
+    case 'x':
+    case 'X':
+        return "-#0";
+    case 'a':
+    case 'A':
+    case 'e':
+    case 'E':
+    case 'f':
+    case 'F':
+    case 'g':
+    case 'G':
+        return "-+#0 ";
+    case 'c':
+    case 'p':
+    case 's':
+        return "-";
+    case 'q':
+        return "";
+    default:
+        return NULL;
+    }
+}
+
+static const char *skip_digits(const char *at, const char *end) {
+    for (int digits = 0; digits < 2 && at < end && *at >= '0' && *at <= '9'; digits++)
+        at++;
+    return at;
+}
+
+/* Reads the directive that begins at the "%" there. What string.format would refuse is none. */
 static Directive read_directive(const char *at, const char *end) {
     Directive directive = {.length = 0};
-    const char *begin = at++;
+    const char *begin = at++, *flags_end, *flags;
     size_t modifiers;
     while (at < end && *at != '\0' && strchr("-+ #0", *at) != NULL)
         at++;
-    for (int digits = 0; digits < 2 && at < end && *at >= '0' && *at <= '9'; digits++)
-        at++;
-    if (at < end && *at == '.') {
-        at++;
-        for (int digits = 0; digits < 2 && at < end && *at >= '0' && *at <= '9'; digits++)
-            at++;
-    }
+    flags_end = at;
+    at = skip_digits(at, end);
+    if (at < end && *at == '.')
+        at = skip_digits(at + 1, end);
     modifiers = (size_t)(at - begin);
-    if (at == end || *at == '\0' || modifiers > 10 || strchr("diuoxXcaAeEfFgGspq", *at) == NULL)
+    flags = at < end ? flags_of(*at) : NULL;
+    if (flags == NULL || modifiers > 10 || (modifiers > 1 && *flags == '\0'))
         return directive;
+    for (const char *flag = begin + 1; flag < flags_end; flag++)
+        if (strchr(flags, *flag) == NULL)
+            return directive;
     memcpy(directive.spec, begin, modifiers);
     directive.is_modified = modifiers > 1;
     directive.letter = *at;
@@ -312,6 +371,8 @@ static int count_directives(Slice format) {
 static void pad(Bytes *bytes, size_t start, const char *spec) {
     const char *at = spec + 1 + strspn(spec + 1, "-+ #0"), *point = strchr(spec, '.');
     size_t width = 0, precision = 0, length = bytes->length - start, missing;
+    if (bytes->has_failed)
+        return;
     for (; *at >= '0' && *at <= '9'; at++)
         width = width * 10 + (size_t)(*at - '0');
     if (point != NULL) {
@@ -354,7 +415,9 @@ static void append_argument(lua_State *L, const Message *message, Directive *dir
     case 'c':
         integer = lua_tointegerx(L, index, &is_number);
         if (is_number) {
+            size_t start = message->bytes->length;
             bytes_put(message->bytes, (char)integer);
+            pad(message->bytes, start, spec);
             return;
         }
         break;
@@ -368,9 +431,19 @@ static void append_argument(lua_State *L, const Message *message, Directive *dir
         if (is_number)
             length = snprintf(text, sizeof text, spec, integer);
         break;
+    case 'p':
+        if (lua_topointer(L, index) != NULL) {
+            strcat(spec, "p");
+            length = snprintf(text, sizeof text, spec, lua_topointer(L, index));
+        } else { /* as string.format has it for what is no object */
+            size_t start = message->bytes->length;
+            bytes_append_slice(message->bytes, SLICE("(null)"));
+            pad(message->bytes, start, spec);
+            return;
+        }
+        break;
     case 's':
     case 'q':
-    case 'p':
         break;
     default:
         number = lua_tonumberx(L, index, &is_number);

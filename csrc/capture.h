@@ -25,6 +25,10 @@
 #define CAPTURE_MESSAGE_MAX 16384 /* bytes of a message */
 #define CAPTURE_TOTAL_MAX 65536   /* bytes of all fields that are captured at once */
 
+/* Whether the error on the top of the stack is for more than the call in which it was raised: Ctrl-C, as
+ * the stand-alone interpreter raises it, or a cancellation. */
+bool capture_ends_more(lua_State *L);
+
 /* Whether the value is taken for fields: a table, and not one that tostring can show. */
 bool capture_is_fields(lua_State *L, int index);
 

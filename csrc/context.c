@@ -154,3 +154,21 @@ Slice context_fields(Context *context) {
     bytes_free(&own);
     return context->fields.length > 0 ? bytes_slice(&context->fields) : base;
 }
+
+void context_shorten(Bytes *bytes, Slice fields, size_t max) {
+    enum { SHORT = 256 }; /* those that are no longer do no harm */
+    Slice name;
+    Value value;
+    for (const char *begin = fields.data; fields_next(&fields, &name, &value);
+         begin = fields.data) {
+        size_t length = (size_t)(fields.data - begin);
+        bool is_id = slice_equals(name, CONTEXT_CORRELATION);
+        if (bytes->length + length <= max / 2 || (length <= SHORT && bytes->length < max) ||
+            is_id) {
+            bytes_append(bytes, begin, length);
+        } else if (bytes->length < max) {
+            fields_put_string(bytes, name);
+            fields_put_string(bytes, SLICE("(too long to be sent)"));
+        }
+    }
+}

@@ -50,6 +50,11 @@ void contexts_destroy(Contexts *contexts);
 /* The place of a task's context, or of the outside's for number 0. NULL when there is no memory. */
 Context **contexts_place(Contexts *contexts, uint32_t task);
 
+/* Whether any task may have a context, or the outside. */
+static inline bool contexts_are_used(const Contexts *contexts) {
+    return contexts->of_task != NULL || contexts->outside != NULL;
+}
+
 void contexts_forget(Contexts *contexts, uint32_t task);
 
 /* The context of a task, or of the outside: NULL when it has none. */
@@ -85,6 +90,10 @@ void context_set(Contexts *contexts, Context **place, Context *context);
 
 /* Its fields; none for NULL, and for lack of memory only those of its base. */
 Slice context_fields(Context *context);
+
+/* Appends those of the fields that together take no more than so many bytes, the correlation id before
+ * all, and in the place of the others that they are too long. */
+void context_shorten(Bytes *bytes, Slice fields, size_t max);
 
 /* Writes an id as CONTEXT_ID_LENGTH digits. */
 void context_write_id(uint64_t id, char *to);

@@ -13,9 +13,10 @@
  * were some before, for then it may be by chance. */
 #define FAILED_STARTS 3
 #define FAILED_STARTS_LATER 20
-#define PATIENCE_NS 10000000000 /* with somebody who kills workers that start */
-#define RETRY_NS 1000000000     /* until it is tried again, where there are other workers */
-#define STOP_NS 1000000000      /* from being told to end until it is killed */
+#define PATIENCE_NS 10000000000         /* with somebody who kills workers that start */
+#define RETRY_NS 1000000000             /* until it is tried again, where there are other workers */
+#define CONTEXT_MAX (PORT_CAPACITY / 4) /* bytes of a context that is sent */
+#define STOP_NS 1000000000              /* from being told to end until it is killed */
 
 /* ---- what a worker has begun, and what not --------------------------------------------------------- */
 
@@ -122,7 +123,11 @@ bool crew_send_settings(Worker *worker) {
     if (log == NULL || worker->settings == log->generation)
         return true;
     log_encode_settings(log, &settings);
-    is_sent = settings.has_failed || settings.length > PORT_CAPACITY / 2 ||
+    if (settings.length > PORT_CAPACITY / 2) {
+        note(worker, LOG_WARNING, "too many levels of loggers for a worker: it has those before");
+        settings.has_failed = true;
+    }
+    is_sent = settings.has_failed ||
               parcel_send_whole(&worker->port, RECORD_SETTINGS, settings.data, settings.length);
     bytes_free(&settings);
     if (!is_sent)
@@ -134,13 +139,19 @@ bool crew_send_settings(Worker *worker) {
 
 bool crew_send_context(Worker *worker, Context *context) {
     uint64_t serial = context != NULL ? context->serial : 0;
+    Bytes shorter = {.data = NULL};
     Slice fields;
+    bool is_sent;
     if (worker->context == serial)
         return true;
     fields = context_fields(context);
-    if (fields.length > PORT_CAPACITY / 4) /* more than it is good for: it goes without */
-        fields.length = 0;
-    if (!parcel_send_whole(&worker->port, RECORD_CONTEXT, fields.data, fields.length))
+    if (fields.length > CONTEXT_MAX) {
+        context_shorten(&shorter, fields, CONTEXT_MAX);
+        fields = bytes_slice(&shorter);
+    }
+    is_sent = parcel_send_whole(&worker->port, RECORD_CONTEXT, fields.data, fields.length);
+    bytes_free(&shorter);
+    if (!is_sent)
         return false;
     worker->context = serial;
     worker->has_news = true;

@@ -139,26 +139,38 @@ static bool is_sorted(const Field *list, size_t count) {
     return true;
 }
 
-/* Puts the fields, which stand at `to` now, into the order of the list. */
-static bool rearrange(char *to, const Field *list, size_t count, size_t length) {
+/* Puts the fields, which stand behind `start` now, into the order of the list. */
+static void rearrange(Bytes *bytes, size_t start, const Field *list, size_t count) {
     enum { SHORT = 512 };
+    size_t length = bytes->length - start, at = 0;
     char few[SHORT], *copy = length <= SHORT ? few : malloc(length);
-    size_t at = 0;
-    if (copy == NULL)
-        return false;
+    if (copy == NULL) {
+        bytes->has_failed = true;
+        return;
+    }
     for (size_t i = 0; i < count; at += list[i++].whole.length)
         memcpy(copy + at, list[i].whole.data, list[i].whole.length);
-    memcpy(to, copy, at);
+    memcpy(bytes->data + start, copy, at);
+    bytes->length = start + at;
     if (copy != few)
         free(copy);
-    return true;
+}
+
+/* Takes out of a sorted list what has the name of the one before; returns how many are left. */
+static size_t drop_repeated(Field *list, size_t count) {
+    size_t kept = count > 0;
+    for (size_t i = 1; i < count; i++)
+        if (!slice_equals(list[kept - 1].name, list[i].name))
+            list[kept++] = list[i];
+    return kept;
 }
 
 void fields_sort(Bytes *bytes, size_t start) {
     enum { FEW = 32 };
     Field few[FEW], *list = few, field;
     Slice rest = {bytes->data + start, bytes->length - start}, all = rest;
-    size_t count = 0;
+    size_t count = 0, kept;
+    bool was_sorted;
     if (bytes->has_failed || rest.length == 0)
         return;
     while (next_field(&all, &field))
@@ -171,11 +183,12 @@ void fields_sort(Bytes *bytes, size_t start) {
     }
     for (size_t i = 0; i < count && next_field(&rest, &list[i]); i++)
         ;
-    if (!is_sorted(list, count)) {
+    was_sorted = is_sorted(list, count);
+    if (!was_sorted)
         qsort(list, count, sizeof *list, compare);
-        if (!rearrange(bytes->data + start, list, count, bytes->length - start))
-            bytes->has_failed = true;
-    }
+    kept = drop_repeated(list, count);
+    if (!was_sorted || kept < count)
+        rearrange(bytes, start, list, kept);
     if (list != few)
         free(list);
 }

@@ -47,7 +47,7 @@ size_t fields_begin(Bytes *bytes, ValueKind kind);
 void fields_end(Bytes *bytes, size_t place);
 
 /* Brings the fields from `start` on into the order of their names. Of several of one name the first
- * stays the first. */
+ * stays, and the others go. */
 void fields_sort(Bytes *bytes, size_t start);
 
 /* ---- reading --------------------------------------------------------------------------------- */

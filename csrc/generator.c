@@ -11,8 +11,28 @@ typedef struct Generator { /* a userdata; its user value is the coroutine */
     Scope *base;     /* the innermost scope of the task that called it */
     bool is_waiting; /* it suspended its task, and is not to be resumed by others */
     bool has_begun;
+    uint64_t number;  /* no two have the same */
     Context *context; /* of log records, while it does not run: its own, as a task's is */
 } Generator;
+
+/* What was in force before the generator ran, or is closed. */
+typedef struct Outside {
+    uint64_t generator;
+    bool is_exchanged;
+} Outside;
+
+/* From here on the context is the generator's. */
+static Outside enter(Runtime *runtime, Generator *generator) {
+    Outside outside = {runtime->generator, tracing_exchange(runtime, &generator->context)};
+    runtime->generator = generator->number;
+    return outside;
+}
+
+static void leave(Runtime *runtime, Generator *generator, Outside outside) {
+    runtime->generator = outside.generator;
+    if (outside.is_exchanged)
+        tracing_exchange(runtime, &generator->context); /* there is a place now */
+}
 
 static int body_ended(lua_State *L, int status, lua_KContext context) {
     (void)context;
@@ -29,13 +49,17 @@ static int body(lua_State *L) { /* runtime_note_error, function, argument, ... *
 static int generator_waited(lua_State *L, int status, lua_KContext context);
 
 /* Replaces the error at the top of the stack by what closing the coroutine makes of it. */
-static void generator_fail(lua_State *L, lua_State *coroutine) {
+static void generator_fail(lua_State *L, Generator *generator) {
+    lua_State *coroutine = generator->coroutine;
     int status = lua_status(coroutine);
+    Outside outside;
     if (status == LUA_OK || status == LUA_YIELD)
         return; /* it was not its own: the generator was running already, or had ended */
     lua_pushvalue(L, -1);
     lua_xmove(L, coroutine, 1);
+    outside = enter(runtime_of(L), generator);
     runtime_close_over(L, coroutine);
+    leave(runtime_of(L), generator, outside);
 }
 
 /* Whether the generator, which has just come back, has left a scope open in its caller's task. What a
@@ -51,13 +75,16 @@ static bool has_left_scope(const Runtime *runtime, const Generator *generator) {
 static int refuse_to_leave(lua_State *L, Runtime *runtime, Generator *generator) {
     Task *me = runtime->current;
     Scope *outermost = me->scope;
+    Outside outside;
     for (Scope *scope = me->scope; scope != generator->base; scope = scope->outer)
         if (scope->kind != SCOPE_ROOT) /* that is the task's, whoever opened it */
             outermost = scope;
     runtime_push_error(L, "CancelledError", "the generator left the scope", NULL);
     scope_cancel(L, runtime, outermost);
     scope_collapse(L, runtime->loop, me, generator->base);
+    outside = enter(runtime, generator);
     runtime_close_thread(L, generator->coroutine);
+    leave(runtime, generator, outside);
     return luaL_error(L,
                       "a generator cannot yield out of opero.scope, opero.timeout or opero.shield: "
                       "what it began there has to end first");
@@ -68,6 +95,7 @@ static int generator_resume(lua_State *L, Generator *generator) {
     Runtime *runtime = runtime_of(L);
     lua_State *coroutine = generator->coroutine, *active = runtime->active;
     int count = lua_gettop(L), status;
+    Outside outside;
     if (!lua_checkstack(coroutine, count))
         return luaL_error(L, "too many arguments to a generator");
     lua_xmove(L, coroutine, count);
@@ -76,9 +104,9 @@ static int generator_resume(lua_State *L, Generator *generator) {
     if (!generator->has_begun)
         count += 2; /* the handler and the function stand there already */
     generator->has_begun = true;
-    generator->context = tracing_exchange(runtime, generator->context);
+    outside = enter(runtime, generator);
     status = lua_resume(coroutine, L, count, &count);
-    generator->context = tracing_exchange(runtime, generator->context);
+    leave(runtime, generator, outside);
     runtime->active = active;
     if (status == LUA_YIELD && runtime->is_suspending && runtime->current != NULL) {
         lua_pushvalue(L, UPVALUE_OWN);
@@ -96,7 +124,7 @@ static int generator_resume(lua_State *L, Generator *generator) {
         return count;
     }
     lua_xmove(coroutine, L, 1);
-    generator_fail(L, coroutine);
+    generator_fail(L, generator);
     return runtime_rethrow(L);
 }
 
@@ -121,10 +149,16 @@ static int generator_call(lua_State *L) {
 
 static int generator_close(lua_State *L) {
     Generator *generator = lua_touserdata(L, 1);
+    Runtime *runtime = runtime_of(L);
+    Outside outside;
+    int status;
     if (!generator->is_waiting)
         return 0;
     generator->is_waiting = false;
-    if (runtime_close_thread(L, generator->coroutine) == LUA_OK)
+    outside = enter(runtime, generator);
+    status = runtime_close_thread(L, generator->coroutine);
+    leave(runtime, generator, outside);
+    if (status == LUA_OK)
         return 0;
     lua_xmove(generator->coroutine, L, 1);
     return lua_error(L);
@@ -148,6 +182,7 @@ static int call_wrap(lua_State *L) {
     generator->context = NULL;
     luaL_setmetatable(L, GENERATOR_METATABLE);
     generator->context = tracing_keep(runtime_of(L));
+    generator->number = ++runtime_of(L)->contexts.serial;
     generator->coroutine = lua_newthread(L);
     lua_pushcfunction(L, body);
     lua_pushcfunction(L, runtime_note_error);
@@ -163,7 +198,7 @@ static const luaL_Reg functions[] = {{"wrap", call_wrap}, {NULL, NULL}};
 void generator_register(lua_State *L, int module) {
     runtime_set_functions(L, module, functions);
     runtime_new_metatable(L, GENERATOR_METATABLE, NULL);
-    lua_pushcfunction(L, generator_close);
+    runtime_push_function(L, generator_close, 0);
     lua_setfield(L, -2, "__close");
     runtime_push_function(L, generator_gc, 0);
     lua_setfield(L, -2, "__gc");

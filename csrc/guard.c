@@ -5,6 +5,7 @@
 
 static int invoke_ended(lua_State *L, int status, lua_KContext context) {
     (void)context; /* message handler, result or error, ... */
+    luaL_checkstack(L, 1, "too many results");
     if (status == LUA_OK || status == LUA_YIELD) {
         if (lua_gettop(L) < 3 || !lua_isnil(L, 2) || lua_isnil(L, 3)) {
             lua_pushboolean(L, true);

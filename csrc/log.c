@@ -14,9 +14,11 @@ enum { KEPT = 16384 }; /* bytes of buffers that are kept from record to record *
 /* ---- levels ------------------------------------------------------------------------------------- */
 
 LogLevel log_check_level(lua_State *L, int index) {
-    const char *name = lua_type(L, index) == LUA_TSTRING ? lua_tostring(L, index) : "";
+    Slice name = {"", 0};
+    if (lua_type(L, index) == LUA_TSTRING)
+        name.data = lua_tolstring(L, index, &name.length);
     for (LogLevel level = LOG_DEBUG; level <= LOG_OFF; level++)
-        if (strcmp(name, log_level_names[level]) == 0)
+        if (slice_equals(name, (Slice){log_level_names[level], strlen(log_level_names[level])}))
             return level;
     return (LogLevel)0;
 }
@@ -24,6 +26,8 @@ LogLevel log_check_level(lua_State *L, int index) {
 /* Works out what is in force, parents first. */
 static void refresh_levels(Log *log) {
     const Logger *root = log->loggers;
+    if (root == NULL)
+        return;
     if (log->forward == NULL) {
         log->least = LOG_OFF;
         for (int i = 0; i < log->output_count; i++)
@@ -51,20 +55,20 @@ void log_set_level(Log *log, Logger *logger, LogLevel level) {
 
 /* Makes a logger that is not there yet. The table of loggers by name is at stack index `table`. */
 static Logger *make_logger(lua_State *L, Log *log, int table, Logger *parent, Slice name) {
-    Logger *logger = calloc(1, sizeof *logger + name.length);
-    if (logger == NULL)
-        luaL_error(L, "not enough memory");
-    memcpy(logger + 1, name.data, name.length);
+    Logger *logger;
+    lua_pushlstring(L, name.data, name.length);
+    logger = lua_newuserdatauv(L, sizeof *logger + name.length, 0);
+    memset(logger, 0, sizeof *logger);
+    if (name.length > 0)
+        memcpy(logger + 1, name.data, name.length);
     logger->name = (Slice){(const char *)(logger + 1), name.length};
     logger->parent = parent;
+    lua_rawset(L, table); /* it is kept by that from here on */
     if (log->last != NULL)
         log->last->next = logger;
     else
         log->loggers = logger;
     log->last = logger;
-    lua_pushlstring(L, name.data, name.length); /* should this fail, nobody will ever find it */
-    lua_pushlightuserdata(L, logger);
-    lua_rawset(L, table);
     return logger;
 }
 
@@ -72,16 +76,19 @@ Logger *log_logger(lua_State *L, Log *log, Slice name) {
     int top = lua_gettop(L), table = top + 2;
     Logger *logger = log->loggers;
     luaL_checkstack(L, LUA_MINSTACK, "not enough memory");
+    if (name.length > LOG_NAME_MAX)
+        luaL_error(L, "the name of a logger is too long: %d bytes", (int)name.length);
     runtime_open(L);
     lua_getiuservalue(L, -1, RUNTIME_LOGGERS);
     for (size_t end = 0; end < name.length; end++) {
         const char *dot = memchr(name.data + end, '.', name.length - end);
         end = dot != NULL ? (size_t)(dot - name.data) : name.length;
         lua_pushlstring(L, name.data, end);
-        if (lua_rawget(L, table) == LUA_TLIGHTUSERDATA)
+        if (lua_rawget(L, table) == LUA_TUSERDATA)
             logger = lua_touserdata(L, -1);
         else
             logger = make_logger(L, log, table, logger, (Slice){name.data, end});
+        lua_settop(L, table);
     }
     lua_settop(L, top);
     refresh_levels(log);
@@ -112,7 +119,7 @@ static Slice describe(const Output *output) {
     return output->sink.fd == STDERR_FILENO ? SLICE("stderr") : SLICE("stdout");
 }
 
-static void deliver(lua_State *L, Runtime *runtime, const LogRecord *record, Context *context);
+static int deliver(lua_State *L, Runtime *runtime, const LogRecord *record, Context *context);
 
 static int64_t now_ns(const Runtime *runtime) {
     return runtime->loop->is_simulated ? clock_now_ns(&runtime->loop->clock) : clock_wall_ns();
@@ -136,7 +143,6 @@ static void report_failure(lua_State *L, Runtime *runtime, Output *failed, Slice
                         .level = LOG_ERROR,
                         .logger = log->opero->name,
                         .message = SLICE("a log output failed")};
-    bool has_other = false;
     if (failed->has_failed)
         return;
     failed->has_failed = true;
@@ -145,14 +151,11 @@ static void report_failure(lua_State *L, Runtime *runtime, Output *failed, Slice
     fields_put_string(&fields, SLICE("output"));
     fields_put_string(&fields, describe(failed));
     record.fields[0] = bytes_slice(&fields);
-    for (int i = 0; i < log->output_count; i++)
-        has_other = has_other || (!log->outputs[i].has_failed && !log->outputs[i].is_busy &&
-                                  log->outputs[i].level <= LOG_ERROR);
-    if (has_other) {
-        deliver(L, runtime, &record, NULL);
-    } else if (failed->is_function || failed->sink.fd != STDERR_FILENO) {
+    failed->is_busy = true;
+    if (deliver(L, runtime, &record, NULL) == 0 &&
+        (failed->is_function || failed->sink.fd != STDERR_FILENO))
         write_to_stderr(log, &record);
-    }
+    failed->is_busy = false;
     bytes_free(&fields);
 }
 
@@ -181,6 +184,31 @@ static void push_record(lua_State *L, const Log *log, const LogRecord *record) {
     lua_setfield(L, table, "fields");
 }
 
+/* ---- interruptions --------------------------------------------------------------------------------
+ *
+ * An error of a user's function in here is caught. But Ctrl-C, in the stand-alone interpreter and in
+ * workers, comes as an error too, wherever Lua code runs, and once only: it is kept, under the log's
+ * address in the registry, and raised again when all is in order. */
+
+/* The error of a protected call is on the top of the stack. */
+static void note_error(lua_State *L, Log *log) {
+    if (log->is_interrupted || !capture_ends_more(L))
+        return;
+    lua_pushvalue(L, -1);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, log); /* which has a place for it: see log_open */
+    log->is_interrupted = true;
+}
+
+static void raise_interruption(lua_State *L, Log *log) {
+    log->is_interrupted = false;
+    lua_rawgetp(L, LUA_REGISTRYINDEX, log);
+    lua_pushboolean(L, false);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, log);
+    lua_error(L);
+}
+
+/* ---- functions as outputs ------------------------------------------------------------------------- */
+
 typedef struct Delivery {
     Runtime *runtime;
     const LogRecord *record;
@@ -206,32 +234,44 @@ static int call_output(lua_State *L) { /* Delivery */
     return 0;
 }
 
-static void deliver_to_function(lua_State *L, Runtime *runtime, const LogRecord *record, int i) {
+/* What an error says: it, or the message of an object. A raw look calls nothing. */
+static int error_text(lua_State *L) {
+    if (lua_istable(L, 1)) {
+        lua_pushliteral(L, "message");
+        lua_rawget(L, 1);
+    }
+    if (lua_type(L, -1) != LUA_TSTRING)
+        lua_pushliteral(L, "an error that is no text");
+    return 1;
+}
+
+/* True: the function has taken the record. */
+static bool deliver_to_function(lua_State *L, Runtime *runtime, const LogRecord *record, int i) {
     Output *output = &runtime->log->outputs[i];
     Delivery delivery = {runtime, record, i};
     int top = lua_gettop(L);
+    bool is_taken;
     if (!lua_checkstack(L, LUA_MINSTACK))
-        return;
+        return false;
     output->is_busy = true;
     lua_pushcfunction(L, call_output);
     lua_pushlightuserdata(L, &delivery);
-    if (lua_pcall(L, 1, 0, 0) == LUA_OK) {
-        output->is_busy = false;
+    is_taken = lua_pcall(L, 1, 0, 0) == LUA_OK;
+    output->is_busy = false;
+    if (is_taken) {
         output->has_failed = false;
+    } else if (capture_ends_more(L)) {
+        note_error(L, runtime->log);
     } else {
-        Slice why = {"an error that is no text", sizeof "an error that is no text" - 1};
-        output->is_busy = false;
-        if (lua_type(L, -1) == LUA_TSTRING)
+        Slice why = SLICE("not enough memory");
+        lua_pushcfunction(L, error_text);
+        lua_insert(L, -2);
+        if (lua_pcall(L, 1, 1, 0) == LUA_OK)
             why.data = lua_tolstring(L, -1, &why.length);
-        else if (lua_istable(L, -1) && lua_getmetatable(L, -1)) {
-            lua_pop(L, 1);
-            lua_pushliteral(L, "message"); /* of an error object; a raw look calls nothing */
-            if (lua_rawget(L, -2) == LUA_TSTRING)
-                why.data = lua_tolstring(L, -1, &why.length);
-        }
         report_failure(L, runtime, output, why);
     }
     lua_settop(L, top);
+    return is_taken;
 }
 
 /* The first part of the record's fields, as it stands in lines: which is the same for many records. */
@@ -248,7 +288,8 @@ static Slice shown_context(const Log *log, const LogRecord *record, const Output
     return context->generation != 0 ? bytes_slice(&context->shown) : (Slice){NULL, 0};
 }
 
-static void deliver_to_sink(lua_State *L, Runtime *runtime, const LogRecord *record, Output *output,
+/* True: it was written. */
+static bool deliver_to_sink(lua_State *L, Runtime *runtime, const LogRecord *record, Output *output,
                             Context *context) {
     Log *log = runtime->log;
     int error;
@@ -263,6 +304,7 @@ static void deliver_to_sink(lua_State *L, Runtime *runtime, const LogRecord *rec
         const char *why = strerror(error);
         report_failure(L, runtime, output, (Slice){why, strlen(why)});
     }
+    return error == 0;
 }
 
 /* To the process that started this one; what cannot get there goes to stderr. */
@@ -281,25 +323,25 @@ static void send_away(lua_State *L, Log *log, const LogRecord *record) {
         write_to_stderr(log, record);
 }
 
-/* Gives the record to all outputs that take its level. Its first fields are those of the context, if
- * that is not NULL. Raises nothing. */
-static void deliver(lua_State *L, Runtime *runtime, const LogRecord *record, Context *context) {
+/* Gives the record to all outputs that take its level; returns how many have. Its first fields are those
+ * of the context, if that is not NULL. Raises nothing. */
+static int deliver(lua_State *L, Runtime *runtime, const LogRecord *record, Context *context) {
     Log *log = runtime->log;
+    int taken = 0;
     if (log->forward != NULL) {
         send_away(L, log, record);
-        return;
+        return 1;
     }
     log->delivering++;
     for (int i = 0; i < log->output_count; i++) {
         Output *output = &log->outputs[i];
         if (record->level < output->level || output->is_busy)
             continue;
-        if (output->is_function)
-            deliver_to_function(L, runtime, record, i);
-        else
-            deliver_to_sink(L, runtime, record, output, context);
+        taken += output->is_function ? deliver_to_function(L, runtime, record, i)
+                                     : deliver_to_sink(L, runtime, record, output, context);
     }
     log->delivering--;
+    return taken;
 }
 
 /* ---- records ------------------------------------------------------------------------------------ */
@@ -310,16 +352,20 @@ typedef struct Making {
     LogRecord record;
 } Making;
 
-/* Puts the record together from the values from `first` to `last`. False: memory was short. */
+/* Puts the record together from the values from `first` to `last`. False: not all of it. */
 static bool capture(lua_State *L, Making *making, Scratch *scratch, int first, int last) {
     const Log *log = making->runtime->log;
+    bool has_fields;
     bytes_clear(&scratch->message, KEPT);
     bytes_clear(&scratch->fields, KEPT);
-    if (capture_message(L, first, last, &scratch->message, &scratch->inner, &log->secrets))
-        capture_fields(L, last, &scratch->fields);
-    if (scratch->message.has_failed || scratch->fields.has_failed)
+    has_fields = capture_message(L, first, last, &scratch->message, &scratch->inner, &log->secrets);
+    if (scratch->message.has_failed)
         return false;
     making->record.message = bytes_slice(&scratch->message);
+    if (has_fields)
+        capture_fields(L, last, &scratch->fields);
+    if (scratch->fields.has_failed)
+        return false;
     making->record.fields[2] = bytes_slice(&scratch->fields);
     return true;
 }
@@ -350,6 +396,8 @@ static bool capture_any(lua_State *L, Making *making, int first, int last) {
     for (int i = first; i <= last; i++)
         lua_pushvalue(L, i);
     is_made = lua_pcall(L, last - first + 2, 0, 0) == LUA_OK;
+    if (!is_made)
+        note_error(L, making->runtime->log);
     lua_settop(L, last);
     return is_made;
 }
@@ -374,12 +422,20 @@ void log_record(lua_State *L, Runtime *runtime, const Logger *logger, LogLevel l
     if (!(is_simple(L, first, last)
               ? capture(L, &making, &log->scratch[log->nesting - 1], first, last)
               : capture_any(L, &making, first, last))) {
-        making.record.message = SLICE("(there was no memory for this record)");
-        making.record.fields[2] = (Slice){NULL, 0};
+        Bytes *note = &log->scratch[log->nesting - 1].inner;
+        if (making.record.message.data == NULL)
+            making.record.message = SLICE("(the message could not be made)");
+        bytes_clear(note, KEPT);
+        fields_put_string(note, SLICE("fields"));
+        fields_put_string(note, SLICE("(they could not be taken)"));
+        if (!note->has_failed)
+            making.record.fields[2] = bytes_slice(note);
     }
     deliver(L, runtime, &making.record, making.context);
     log->nesting--;
     context_release(&runtime->contexts, making.context);
+    if (log->is_interrupted && log->nesting == 0)
+        raise_interruption(L, log);
 }
 
 /* ---- records that come from where no Lua can be called ------------------------------------------ */
@@ -388,6 +444,8 @@ static void append_noted(Runtime *runtime, const LogRecord *record) {
     Log *log = runtime->log;
     size_t place = log->noted.length;
     uint32_t length = 0;
+    if (log->is_closed)
+        return;
     bytes_append(&log->noted, &length, sizeof length);
     record_encode(&log->noted, record);
     if (log->noted.has_failed) { /* this one is lost, those before it are not */
@@ -446,8 +504,7 @@ void log_deliver_noted(lua_State *L, Runtime *runtime) {
 }
 
 static void work(lua_State *L, Service *service) {
-    Log *log = CONTAINER_OF(service, Log, service);
-    (void)log;
+    (void)service;
     log_deliver_noted(L, runtime_of(L));
 }
 
@@ -495,7 +552,7 @@ void log_decode_settings(lua_State *L, Runtime *runtime, Slice bytes) {
     Log *log = log_open(L, runtime);
     Slice name;
     Value value;
-    bool has_levels = false;
+    bool is_first = true; /* which is the least level of the outputs */
     free_secrets(&log->secrets);
     for (Logger *logger = log->loggers; logger != NULL; logger = logger->next)
         logger->own = 0;
@@ -504,13 +561,14 @@ void log_decode_settings(lua_State *L, Runtime *runtime, Slice bytes) {
             add_secret(&log->secrets, value.as.bytes);
         } else if (value.kind == VALUE_INTEGER && value.as.integer >= LOG_DEBUG &&
                    value.as.integer <= LOG_OFF) {
-            if (has_levels)
-                log_logger(L, log, name)->own = (LogLevel)value.as.integer;
-            else
+            if (is_first)
                 log->least = (LogLevel)value.as.integer;
-            has_levels = true; /* the first is "least" */
+            else
+                log_logger(L, log, name)->own = (LogLevel)value.as.integer;
         }
+        is_first = false;
     }
+    log->generation++; /* there may be workers of this one */
     refresh_levels(log);
 }
 
@@ -538,17 +596,20 @@ typedef struct Setup { /* a userdata, until it is in force */
     Secrets secrets;
 } Setup;
 
-static int setup_gc(lua_State *L) {
-    Setup *setup = lua_touserdata(L, 1);
+static void free_setup(Setup *setup) {
     close_outputs(setup->outputs, setup->count);
     free_secrets(&setup->secrets);
     setup->outputs = NULL;
     setup->count = 0;
+}
+
+static int setup_gc(lua_State *L) {
+    free_setup(lua_touserdata(L, 1));
     return 0;
 }
 
 static LogFormat check_format(lua_State *L, int index) {
-    const char *name = lua_tostring(L, index);
+    const char *name = luaL_tolstring(L, index, NULL);
     return strcmp(name, "json") == 0     ? FORMAT_JSON
            : strcmp(name, "logfmt") == 0 ? FORMAT_LOGFMT
            : strcmp(name, "plain") == 0  ? FORMAT_PLAIN
@@ -563,7 +624,8 @@ static bool wants_colour(int fd) {
 }
 
 /* Fills in an output from the table at the top of the stack: { fd | path | fn, level, format }. */
-static void set_up_output(lua_State *L, Output *output, lua_Integer number, int functions) {
+static void set_up_output(lua_State *L, Setup *setup, lua_Integer number, int functions) {
+    Output *output = &setup->outputs[number - 1];
     int table = lua_gettop(L);
     lua_getfield(L, table, "level");
     output->level = log_check_level(L, -1);
@@ -580,6 +642,7 @@ static void set_up_output(lua_State *L, Output *output, lua_Integer number, int 
         int error = sink_open(&output->sink, lua_tostring(L, -1));
         if (error != 0) {
             lua_pushfstring(L, "%s: %s", lua_tostring(L, -1), strerror(error));
+            free_setup(setup); /* now, and not when the collector comes by */
             lua_error(L);
         }
     } else {
@@ -599,6 +662,8 @@ static int call_configure(lua_State *L) {
     lua_Integer outputs = luaL_len(L, 1), secrets = luaL_len(L, 2);
     Setup *setup;
     lua_settop(L, 2);
+    if (log->is_closed)
+        return luaL_error(L, "logging cannot be configured: the runtime is closed");
     if (log->delivering > 0)
         return luaL_error(L, "logging cannot be configured by an output of it");
     log_deliver_noted(L, runtime); /* where they were to go when they were made */
@@ -614,8 +679,8 @@ static int call_configure(lua_State *L) {
     for (lua_Integer i = 1; i <= outputs; i++) {
         lua_rawgeti(L, 1, i);
         setup->outputs[i - 1] = (Output){.sink = {.fd = -1}};
-        set_up_output(L, &setup->outputs[i - 1], i, 4);
         setup->count++;
+        set_up_output(L, setup, i, 4);
         lua_pop(L, 1);
     }
     for (lua_Integer i = 1; i <= secrets; i++) {
@@ -663,21 +728,24 @@ static int call_reopen(lua_State *L) {
 Log *log_open(lua_State *L, Runtime *runtime) {
     Log *log = runtime->log;
     int top = lua_gettop(L);
-    if (log != NULL && log->opero != NULL)
+    if (log != NULL && (log->opero != NULL || log->is_closed))
         return log;
     luaL_checkstack(L, LUA_MINSTACK, "not enough memory");
+    runtime_open(L);
     if (log == NULL) {
-        log = calloc(1, sizeof *log);
-        if (log == NULL)
-            luaL_error(L, "not enough memory");
-        runtime->log = log;
+        log = lua_newuserdatauv(L, sizeof *log, 0);
+        memset(log, 0, sizeof *log);
         link_init(&log->service.link);
         log->service.work = work;
         log->service.move = move;
         log->service.forget = stay;
         log->service.end = stay;
-        runtime_add_service(runtime, &log->service);
         log->generation = 1;
+        lua_pushboolean(L, false); /* so that there is room for an interruption, whatever happens */
+        lua_rawsetp(L, LUA_REGISTRYINDEX, log);
+        lua_setiuservalue(L, top + 1, RUNTIME_LOG);
+        runtime->log = log;
+        runtime_add_service(runtime, &log->service);
     }
     if (log->outputs == NULL) {
         log->outputs = calloc(1, sizeof *log->outputs);
@@ -688,8 +756,7 @@ Log *log_open(lua_State *L, Runtime *runtime) {
         log->outputs->is_coloured = wants_colour(STDERR_FILENO);
         sink_use(&log->outputs->sink, STDERR_FILENO);
     }
-    runtime_open(L);
-    if (lua_getiuservalue(L, -1, RUNTIME_LOGGERS) != LUA_TTABLE) {
+    if (lua_getiuservalue(L, top + 1, RUNTIME_LOGGERS) != LUA_TTABLE) {
         lua_newtable(L);
         lua_pushvalue(L, -1);
         lua_setiuservalue(L, top + 1, RUNTIME_LOGGERS);
@@ -704,17 +771,17 @@ Log *log_open(lua_State *L, Runtime *runtime) {
     return log;
 }
 
-void log_destroy(Runtime *runtime) {
+void log_close(Runtime *runtime) {
     Log *log = runtime->log;
     if (log == NULL)
         return;
     runtime_remove_service(runtime, &log->service);
-    while (log->loggers != NULL) {
-        Logger *logger = log->loggers;
-        log->loggers = logger->next;
-        free(logger);
-    }
     close_outputs(log->outputs, log->output_count);
+    log->outputs = NULL;
+    log->output_count = 0;
+    log->forward = NULL;
+    log->is_closed = true;
+    refresh_levels(log); /* no output, so no record */
     free_secrets(&log->secrets);
     for (int i = 0; i < LOG_NESTING; i++) {
         bytes_free(&log->scratch[i].message);
@@ -723,8 +790,6 @@ void log_destroy(Runtime *runtime) {
     }
     bytes_free(&log->line);
     bytes_free(&log->noted);
-    free(log);
-    runtime->log = NULL;
 }
 
 static const luaL_Reg functions[] = {

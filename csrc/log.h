@@ -3,7 +3,8 @@
  *
  * Loggers have names with dots, a tree; each has the level that was set for it, or for the nearest one
  * above it. Until somebody sets a level that of "opero", the logger of the library's own events, is
- * warning and that of all others info. Loggers live as long as the runtime.
+ * warning and that of all others info. Loggers, and the log itself, live as long as the state: when the
+ * runtime is closed, nothing goes anywhere any more.
  *
  * Outputs are descriptors and Lua functions. In a worker process there are none: records are forwarded
  * to the process that started it.
@@ -59,6 +60,8 @@ typedef struct Log {
     Bytes line;
     Bytes noted; /* records, each with its length in 4 bytes before it */
     bool is_delivering_noted;
+    bool is_closed;
+    bool is_interrupted; /* an error that ends the program, or a task, was met: see log_record */
     /* In a worker: sends a record to where it is to go. False: it cannot, from here. */
     bool (*forward)(lua_State *L, void *owner, Slice record);
     void *forward_owner;
@@ -67,7 +70,10 @@ typedef struct Log {
 /* The log of the runtime, made on first use. Raises only for lack of memory. Works anywhere. */
 Log *log_open(lua_State *L, Runtime *runtime);
 
-void log_destroy(Runtime *runtime);
+/* The runtime ends: lets go of all outputs and buffers. */
+void log_close(Runtime *runtime);
+
+#define LOG_NAME_MAX 1000 /* bytes of the name of a logger */
 
 /* The logger of that name, made with those above it if need be: of "" the root. Works anywhere. */
 Logger *log_logger(lua_State *L, Log *log, Slice name);
@@ -79,7 +85,8 @@ void log_set_level(Log *log, Logger *logger, LogLevel level);
 LogLevel log_check_level(lua_State *L, int index);
 
 /* Makes a record and delivers it. The values from `first` to the top of the stack are the message's
- * format, its arguments and perhaps fields; `bound` are fields too. Raises nothing. Works anywhere. */
+ * format, its arguments and perhaps fields; `bound` are fields too. Raises nothing, but for Ctrl-C and
+ * a cancellation that came while Lua code was called. Works anywhere. */
 void log_record(lua_State *L, Runtime *runtime, const Logger *logger, LogLevel level, int first,
                 Slice bound);
 

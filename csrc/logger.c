@@ -33,7 +33,7 @@ static LogLevel check_level(lua_State *L, int arg) {
         luaL_error(L,
                    "bad argument #%d: expected a level (debug, info, warning, error, critical "
                    "or off), got %s",
-                   arg, luaL_tolstring(L, arg, NULL));
+                   arg, lua_isnone(L, arg) ? "no value" : luaL_tolstring(L, arg, NULL));
     return level;
 }
 
@@ -122,12 +122,14 @@ static int call_adapter(lua_State *L) {
     adapter = push_object(L, object->logger);
     if (!lua_isnil(L, 2)) {
         Bytes fields = {.data = NULL};
+        bool is_whole;
         luaL_checktype(L, 2, LUA_TTABLE);
         capture_fields(L, 2, &adapter->bound);
+        is_whole = !adapter->bound.has_failed;
         fields_merge(&fields, bytes_slice(&object->bound), bytes_slice(&adapter->bound));
         bytes_free(&adapter->bound);
         adapter->bound = fields;
-        if (fields.has_failed)
+        if (!is_whole || fields.has_failed)
             return luaL_error(L, "not enough memory");
     } else if (object->bound.length > 0) {
         bytes_append_slice(&adapter->bound, bytes_slice(&object->bound));

@@ -382,7 +382,7 @@ static bool check_options(lua_State *L, lua_Integer *seed) {
 int loop_simulate(lua_State *L) {
     Runtime *runtime = runtime_of(L);
     Loop *loop;
-    uint64_t random[4];
+    uint64_t random[4], next_id;
     lua_Integer seed = 0;
     bool has_seed;
     int status;
@@ -402,6 +402,7 @@ int loop_simulate(lua_State *L) {
     loop_init(loop, runtime, true);
     loop->has_seed = has_seed;
     memcpy(random, runtime->random, sizeof random);
+    next_id = runtime->contexts.next_id;
     runtime_seed(runtime, (uint64_t)seed);
     runtime->loop = loop;
     status = lua_pcall(L, 1, LUA_MULTRET, 0);
@@ -412,6 +413,7 @@ int loop_simulate(lua_State *L) {
     runtime_move_services(runtime, loop, &runtime->real);
     runtime->loop = &runtime->real;
     memcpy(runtime->random, random, sizeof random);
+    contexts_seed(&runtime->contexts, next_id);
     loop_destroy(loop);
     free(loop);
     return status == LUA_OK ? lua_gettop(L) : runtime_rethrow(L);

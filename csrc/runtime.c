@@ -263,7 +263,7 @@ static int runtime_gc(lua_State *L) {
     drop_services(runtime, false);
     if (runtime->log != NULL)
         log_deliver_noted(L, runtime); /* the workers' last records */
-    log_destroy(runtime);
+    log_close(runtime);
     contexts_destroy(&runtime->contexts);
     loop_destroy(&runtime->real);
     return 0;

@@ -192,9 +192,10 @@ struct Runtime { /* a userdata in the registry; see RUNTIME_... for its user val
     bool is_suspending; /* set by task_suspend, for opero.wrap to tell it from a plain yield */
     bool is_rethrowing; /* the error being raised was raised before: keep its traceback */
     bool is_closed;
-    Contexts contexts; /* of tasks, by their anchors */
-    struct Log *log;   /* NULL before it is opened; see log.h */
-    void *sentinel;    /* RUNTIME_SENTINEL */
+    Contexts contexts;  /* of tasks, by their anchors */
+    uint64_t generator; /* the innermost one that runs, by a number of its own; 0: none */
+    struct Log *log;    /* NULL before it is opened; see log.h */
+    void *sentinel;     /* RUNTIME_SENTINEL */
 };
 
 /* User values of the runtime. */
@@ -210,7 +211,8 @@ enum {
     RUNTIME_SPARE,     /* a CancelledError for when there is no memory to note the right one */
     RUNTIME_SENTINEL,  /* see runtime_keep_last */
     RUNTIME_FORGOTTEN, /* in a forked process: the parent's tasks and their coroutines */
-    RUNTIME_LOGGERS,   /* name: Logger, as a light userdata */
+    RUNTIME_LOG,       /* the log and */
+    RUNTIME_LOGGERS,   /* name: Logger. Both live as long as the state, for finalizers that log */
     RUNTIME_OUTPUTS,   /* functions that records go to, by their places in Log.outputs */
     RUNTIME_USER_VALUES = RUNTIME_OUTPUTS,
 };
@@ -229,6 +231,11 @@ void runtime_set_functions(lua_State *L, int table, const luaL_Reg *functions);
 
 /* Makes and pushes the named metatable, with the methods in its __index. */
 void runtime_new_metatable(lua_State *L, const char *name, const luaL_Reg *methods);
+
+/* The number under which the code that runs has its context: 0 outside any task. */
+static inline uint32_t runtime_context_place(const Runtime *runtime) {
+    return runtime->current != NULL ? runtime->current->anchor : 0;
+}
 
 static inline Runtime *runtime_of(lua_State *L) {
     return (Runtime *)lua_touserdata(L, UPVALUE_RUNTIME);

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "sink.h"
+#include "clock.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,8 +21,10 @@
 static int open_file(const char *path) {
     int fd, above, error;
     do
-        fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+        fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
     while (fd < 0 && errno == EINTR);
+    if (fd >= 0) /* only a FIFO that nobody reads was not to be waited for */
+        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
     if (fd < 0 || fd > STDERR_FILENO)
         return fd;
     above = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
@@ -53,6 +56,13 @@ static bool is_regular(int fd) {
     return fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
 }
 
+/* Whether two descriptors are of one file. */
+static bool is_same(int a, int b) {
+    struct stat one, other;
+    return fstat(a, &one) == 0 && fstat(b, &other) == 0 && one.st_dev == other.st_dev &&
+           one.st_ino == other.st_ino;
+}
+
 int sink_open(Sink *sink, const char *path) {
     *sink = (Sink){.fd = -1, .path = absolute(path)};
     if (sink->path != NULL)
@@ -78,9 +88,9 @@ int sink_reopen(Sink *sink) {
     fd = open_file(sink->path);
     if (fd < 0)
         return errno;
+    sink->is_torn = sink->is_torn && is_same(sink->fd, fd);
     close(sink->fd);
     sink->fd = fd;
-    sink->is_torn = false;
     sink->is_regular = is_regular(fd);
     return 0;
 }
@@ -94,34 +104,41 @@ void sink_close(Sink *sink) {
 
 /* ---- writing ------------------------------------------------------------------------------------ */
 
-/* What a descriptor without room makes of a line: waits until it has some, or too long. */
-static int wait_for_room(int fd) {
+/* Waits until a descriptor has room, or the deadline, which is set when it is 0. 0, or an errno. */
+static int wait_for_room(int fd, int64_t *deadline_ns) {
     struct pollfd polled = {.fd = fd, .events = POLLOUT};
+    int64_t now_ns = clock_real_ns();
     int count;
-    do
-        count = poll(&polled, 1, SINK_PATIENCE_MS);
-    while (count < 0 && errno == EINTR);
+    if (*deadline_ns == 0)
+        *deadline_ns = now_ns + SINK_PATIENCE_MS * INT64_C(1000000);
+    if (now_ns >= *deadline_ns)
+        return EAGAIN;
+    count = poll(&polled, 1, (int)((*deadline_ns - now_ns + 999999) / 1000000));
     return count > 0 ? 0 : count == 0 ? EAGAIN : errno;
 }
 
 static int write_all(Sink *sink, const char *line, size_t length, bool is_socket) {
     size_t done = 0;
+    int64_t deadline_ns = 0; /* as long as it takes nothing */
     while (done < length) {
         ssize_t count = is_socket ? send(sink->fd, line + done, length - done, MSG_NOSIGNAL)
                                   : write(sink->fd, line + done, length - done);
         int error = count < 0 ? errno : 0;
-        if (count > 0)
+        if (count > 0) {
             done += (size_t)count;
-        else if (error == EAGAIN || error == EWOULDBLOCK)
-            error = wait_for_room(sink->fd);
-        else if (count == 0)
+            deadline_ns = 0;
+        } else if (error == EAGAIN || error == EWOULDBLOCK) {
+            error = wait_for_room(sink->fd, &deadline_ns);
+        } else if (count == 0) {
             error = EIO;
+        }
         if (error != 0 && error != EINTR) {
             sink->is_torn = sink->is_torn || done > 0;
+            sink->is_stuck = error == EAGAIN || error == EWOULDBLOCK;
             return error;
         }
     }
-    sink->is_torn = false;
+    sink->is_torn = sink->is_stuck = false;
     return 0;
 }
 
@@ -136,31 +153,32 @@ static int write_line(Sink *sink, const char *line, size_t length, bool is_socke
 
 /* The same where a write may raise SIGPIPE, which would end the process: the signal is held back, and
  * taken away if this has raised it. */
-static int write_to_pipe(Sink *sink, const char *line, size_t length) {
+static int write_to_pipe(Sink *sink, const char *line, size_t length, bool is_socket) {
     sigset_t pipe, pending, before;
-    const struct timespec at_once = {0, 0};
     bool was_pending;
-    int error;
+    int error, number;
     sigemptyset(&pipe);
     sigaddset(&pipe, SIGPIPE);
     sigpending(&pending);
     was_pending = sigismember(&pending, SIGPIPE) == 1;
     pthread_sigmask(SIG_BLOCK, &pipe, &before);
-    error = write_line(sink, line, length, false);
-    if (!was_pending)
-        while (sigtimedwait(&pipe, NULL, &at_once) < 0 && errno == EINTR)
-            ;
+    error = write_line(sink, line, length, is_socket);
+    sigpending(&pending);
+    if (!was_pending && sigismember(&pending, SIGPIPE) == 1)
+        sigwait(&pipe, &number);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return error;
 }
 
 int sink_write(Sink *sink, const char *line, size_t length) {
     struct stat status;
+    bool is_socket;
     if (sink->is_regular)
         return write_line(sink, line, length, false);
     if (fstat(sink->fd, &status) != 0) /* each time: what stands there may change */
         return errno;
-    if (S_ISFIFO(status.st_mode))
-        return write_to_pipe(sink, line, length);
-    return write_line(sink, line, length, S_ISSOCK(status.st_mode));
+    is_socket = S_ISSOCK(status.st_mode);
+    if (S_ISFIFO(status.st_mode) || (is_socket && sink->fd == STDOUT_FILENO)) /* for fflush */
+        return write_to_pipe(sink, line, length, is_socket);
+    return write_line(sink, line, length, is_socket);
 }

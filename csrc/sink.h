@@ -19,7 +19,8 @@ typedef struct Sink {
     int fd;     /* -1: none */
     char *path; /* of a file, from the root; NULL: the descriptor is not ours */
     bool is_regular;
-    bool is_torn; /* the last line could be written in part only */
+    bool is_stuck; /* it was waited for in vain: the next line does not wait */
+    bool is_torn;  /* the last line could be written in part only */
 } Sink;
 
 /* Opens a file to append to, which is made if need be. 0, or an errno, and there is nothing to close. */

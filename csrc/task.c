@@ -74,8 +74,7 @@ void task_release(lua_State *L, Runtime *runtime, Task *task) {
 
 Task *task_spawn(lua_State *L, Runtime *runtime, Loop *loop, Scope *home, int nargs) {
     Task *task;
-    Context *context =
-        contexts_get(&runtime->contexts, runtime->current != NULL ? runtime->current->anchor : 0);
+    Context *context;
     int base = lua_gettop(L) - nargs; /* of the function */
     if (runtime->is_closed)
         luaL_error(L, "cannot spawn a task: the runtime is closed");
@@ -97,13 +96,15 @@ Task *task_spawn(lua_State *L, Runtime *runtime, Loop *loop, Scope *home, int na
     if (!lua_checkstack(task->coroutine, nargs + 3))
         luaL_error(L, "too many arguments");
     lua_setiuservalue(L, -2, 1);
-    if (context != NULL && contexts_place(&runtime->contexts, runtime->anchor_count + 1) == NULL)
+    if (contexts_are_used(&runtime->contexts) &&
+        contexts_place(&runtime->contexts, runtime->anchor_count + 1) == NULL)
         luaL_error(L, "not enough memory");
     lua_pushvalue(L, -1);
     task->anchor = anchor_take(L, runtime);
     /* nothing raises from here on */
-    if (context != NULL)
-        *contexts_place(&runtime->contexts, task->anchor) = context_keep(context);
+    context = contexts_get(&runtime->contexts, runtime_context_place(runtime));
+    if (context != NULL && task->anchor < runtime->contexts.capacity)
+        runtime->contexts.of_task[task->anchor] = context_keep(context);
     if (runtime->idle_count > 0) {
         lua_pushnil(L);
         lua_rawseti(L, UPVALUE_IDLE, runtime->idle_count--);

@@ -8,38 +8,38 @@
 
 /* ---- the context of the code that runs ---------------------------------------------------------- */
 
-/* The number under which it stands: 0 outside any task. */
-static uint32_t holder(const Runtime *runtime) {
-    return runtime->current != NULL ? runtime->current->anchor : 0;
-}
-
 static Context *current(const Runtime *runtime) {
-    return contexts_get(&runtime->contexts, holder(runtime));
+    return contexts_get(&runtime->contexts, runtime_context_place(runtime));
 }
 
 Context *tracing_keep(const Runtime *runtime) {
     return context_keep(current(runtime));
 }
 
-Context *tracing_exchange(Runtime *runtime, Context *context) {
+bool tracing_exchange(Runtime *runtime, Context **context) {
     Context *before = current(runtime), **place;
-    if (before == context)
-        return context;
-    place = contexts_place(&runtime->contexts, holder(runtime));
+    if (before == *context)
+        return true;
+    place = contexts_place(&runtime->contexts, runtime_context_place(runtime));
     if (place == NULL)
-        return context;
-    *place = context;
-    return before;
+        return false;
+    *place = *context;
+    *context = before;
+    return true;
 }
 
-/* Takes a reference to the context, and makes it that of the code that runs. */
-static void enter(lua_State *L, Runtime *runtime, Context *context) {
-    Context **place = contexts_place(&runtime->contexts, holder(runtime));
+/* Takes a reference to the context, and makes it that of the code that runs. False: memory is short, and
+ * nothing has changed. */
+static bool enter(Runtime *runtime, Context *context) {
+    Context **place = runtime->contexts.is_closed
+                          ? NULL
+                          : contexts_place(&runtime->contexts, runtime_context_place(runtime));
     if (place == NULL) {
         context_release(&runtime->contexts, context);
-        luaL_error(L, "not enough memory");
+        return runtime->contexts.is_closed; /* there is nothing left that would have one */
     }
     context_set(&runtime->contexts, place, context);
+    return true;
 }
 
 /* Pushes a buffer that is freed with it. */
@@ -55,38 +55,52 @@ static int buffer_gc(lua_State *L) {
     return 0;
 }
 
-/* Makes the fields, which it takes, the context; none is no context. */
-static void enter_fields(lua_State *L, Runtime *runtime, Bytes *fields) {
+/* Makes the fields, which it takes, the context; none is no context. The same. */
+static bool enter_fields(Runtime *runtime, Bytes *fields) {
     Context *context = NULL;
     if (fields->has_failed)
-        luaL_error(L, "not enough memory");
+        return false;
     if (fields->length > 0) {
         context = context_make(&runtime->contexts, fields);
         if (context == NULL)
-            luaL_error(L, "not enough memory");
+            return false;
     }
-    enter(L, runtime, context);
+    return enter(runtime, context);
 }
 
-/* Captures the fields of the table at `index` into a buffer that is left on the stack. */
-static Bytes *push_captured(lua_State *L, int index) {
-    Bytes *fields = push_buffer(L);
-    capture_fields(L, index, fields);
-    if (fields->has_failed)
+static void raise_unless(lua_State *L, bool is_done) {
+    if (!is_done)
         luaL_error(L, "not enough memory");
-    return fields;
 }
 
-static void add(lua_State *L, Runtime *runtime, const Bytes *fields) {
-    Bytes *merged = push_buffer(L);
-    fields_merge(merged, context_fields(current(runtime)), bytes_slice(fields));
-    enter_fields(L, runtime, merged);
+/* Pushes a copy of the current fields: what allocates may run finalizers, which may change them. */
+static Slice push_current(lua_State *L, const Runtime *runtime) {
+    Bytes *fields = push_buffer(L);
+    bytes_append_slice(fields, context_fields(current(runtime))); /* none when the state closes */
+    raise_unless(L, !fields->has_failed);
+    return bytes_slice(fields);
+}
+
+static bool add(Runtime *runtime, Slice fields) {
+    Bytes merged = {.data = NULL};
+    bool is_done;
+    fields_merge(&merged, context_fields(current(runtime)), fields);
+    is_done = enter_fields(runtime, &merged);
+    bytes_free(&merged);
+    return is_done;
 }
 
 /* add_context(fields) */
 static int call_add(lua_State *L) {
+    Bytes *fields;
     luaL_checktype(L, 1, LUA_TTABLE);
-    add(L, runtime_of(L), push_captured(L, 1));
+    if (runtime_of(L)
+            ->contexts.is_closed) /* the state closes: no finalizer would free what is made now */
+        return 0;
+    fields = push_buffer(L);
+    capture_fields(L, 1, fields);
+    raise_unless(L, !fields->has_failed && add(runtime_of(L), bytes_slice(fields)));
+    bytes_free(fields);
     return 0;
 }
 
@@ -94,11 +108,15 @@ static int call_add(lua_State *L) {
 static int call_remove(lua_State *L) {
     Runtime *runtime = runtime_of(L);
     int count = lua_gettop(L);
-    Bytes *kept = push_buffer(L);
-    Slice rest = context_fields(current(runtime)), name;
+    Bytes *kept;
+    Slice rest, name;
     Value value;
     for (int i = 1; i <= count; i++)
         luaL_checkstring(L, i);
+    if (contexts_get(&runtime->contexts, runtime_context_place(runtime)) == NULL)
+        return 0;
+    kept = push_buffer(L);
+    rest = context_fields(current(runtime)); /* no Lua from here on */
     for (const char *begin = rest.data; fields_next(&rest, &name, &value); begin = rest.data) {
         bool is_named = false;
         for (int i = 1; i <= count && !is_named; i++) {
@@ -109,14 +127,14 @@ static int call_remove(lua_State *L) {
         if (!is_named)
             bytes_append(kept, begin, (size_t)(rest.data - begin));
     }
-    enter_fields(L, runtime, kept);
+    raise_unless(L, enter_fields(runtime, kept));
     return 0;
 }
 
 /* get_context() -> a table of its fields */
 static int call_get(lua_State *L) {
     const Secrets none = {.count = 0};
-    capture_push(L, context_fields(current(runtime_of(L))), &none);
+    capture_push(L, push_current(L, runtime_of(L)), &none);
     return 1;
 }
 
@@ -126,7 +144,8 @@ typedef struct FieldScope { /* a userdata; its user value is the task it was ope
     Context *before;        /* what there was, or NULL */
     uint64_t serial;        /* of the context that it made */
     Bytes own;              /* the fields it was opened with */
-    Task *owner;
+    const Task *task;       /* in which it was opened ... */
+    uint64_t generator;     /* ... or in this generator, whichever task that runs in */
     bool is_open;
 } FieldScope;
 
@@ -140,13 +159,17 @@ static void append_those(Bytes *bytes, Slice from, Slice names, bool that_are) {
 }
 
 /* Gives the named fields the values that they had before, and leaves the others as they are. */
-static void restore(lua_State *L, Runtime *runtime, Slice names, Slice before) {
-    Bytes *kept = push_buffer(L), *earlier = push_buffer(L), *merged = push_buffer(L);
-    append_those(kept, context_fields(current(runtime)), names, false);
-    append_those(earlier, before, names, true);
-    fields_merge(merged, bytes_slice(kept), bytes_slice(earlier));
-    merged->has_failed = merged->has_failed || kept->has_failed || earlier->has_failed;
-    enter_fields(L, runtime, merged);
+static bool restore(Runtime *runtime, Slice names, Slice before) {
+    Bytes kept = {.data = NULL}, earlier = {.data = NULL}, merged = {.data = NULL};
+    bool is_done;
+    append_those(&kept, context_fields(current(runtime)), names, false);
+    append_those(&earlier, before, names, true);
+    fields_merge(&merged, bytes_slice(&kept), bytes_slice(&earlier));
+    is_done = !kept.has_failed && !earlier.has_failed && enter_fields(runtime, &merged);
+    bytes_free(&kept);
+    bytes_free(&earlier);
+    bytes_free(&merged);
+    return is_done;
 }
 
 /* push_context(fields) -> a scope, to be closed */
@@ -162,18 +185,15 @@ static int call_push(lua_State *L) {
         lua_rawgeti(L, UPVALUE_ANCHORS, runtime->current->anchor);
         lua_setiuservalue(L, 2, 1);
     }
-    scope->owner = runtime->current;
-    push_captured(L, 1);
-    {
-        Bytes *captured = lua_touserdata(L, -1);
-        scope->own = *captured;
-        *captured = (Bytes){.data = NULL};
-    }
+    scope->task = runtime->current;
+    scope->generator = runtime->generator;
+    if (runtime->contexts.is_closed)
+        return 1;
+    capture_fields(L, 1, &scope->own);
     scope->before = context_keep(current(runtime));
-    add(L, runtime, &scope->own);
+    raise_unless(L, !scope->own.has_failed && add(runtime, bytes_slice(&scope->own)));
     scope->serial = current(runtime) != NULL ? current(runtime)->serial : 0;
     scope->is_open = true;
-    lua_settop(L, 2);
     return 1;
 }
 
@@ -183,20 +203,29 @@ static void free_scope(Runtime *runtime, FieldScope *scope) {
     bytes_free(&scope->own);
 }
 
+/* Whether this code has the context in which the scope was opened. */
+static bool is_at_home(const Runtime *runtime, const FieldScope *scope) {
+    if (scope->generator != 0 || runtime->generator != 0)
+        return scope->generator == runtime->generator;
+    return scope->task == runtime->current;
+}
+
 static int scope_close_fields(lua_State *L) {
     Runtime *runtime = runtime_of(L);
     FieldScope *scope = lua_touserdata(L, 1);
     const Context *now = current(runtime);
+    bool is_done = true;
     if (!scope->is_open)
         return 0;
     scope->is_open = false;
-    if (runtime->current == scope->owner) { /* in another task there is nothing to take back */
+    if (is_at_home(runtime, scope)) { /* elsewhere there is nothing to take back */
         if (now != NULL && now->serial == scope->serial)
-            enter(L, runtime, context_keep(scope->before));
+            is_done = enter(runtime, context_keep(scope->before));
         else
-            restore(L, runtime, bytes_slice(&scope->own), context_fields(scope->before));
+            is_done = restore(runtime, bytes_slice(&scope->own), context_fields(scope->before));
     }
     free_scope(runtime, scope);
+    raise_unless(L, is_done);
     return 0;
 }
 
@@ -209,11 +238,9 @@ static int scope_gc(lua_State *L) {
 
 /* correlation_id() -> string, or nil when there is none */
 static int call_correlation_id(lua_State *L) {
-    Context *context = current(runtime_of(L));
+    const Context *context = current(runtime_of(L));
     const Secrets none = {.count = 0};
     char id[CONTEXT_ID_LENGTH];
-    Slice fields;
-    Value value;
     lua_settop(L, 0);
     if (context == NULL || !context->is_correlated) {
         lua_pushnil(L);
@@ -224,12 +251,8 @@ static int call_correlation_id(lua_State *L) {
         lua_pushlstring(L, id, sizeof id);
         return 1;
     }
-    fields = context_fields(context);
-    if (!fields_find(fields, CONTEXT_CORRELATION, &value))
-        return 0;
-    lua_newtable(L);
-    capture_set(L, 1, CONTEXT_CORRELATION, &value, &none);
-    lua_getfield(L, 1, "correlation_id");
+    capture_push(L, push_current(L, runtime_of(L)), &none);
+    lua_getfield(L, -1, "correlation_id");
     luaL_tolstring(L, -1, NULL);
     return 1;
 }
@@ -239,20 +262,20 @@ static int call_correlation_id(lua_State *L) {
 static int execution_ended(lua_State *L, int status, lua_KContext serial) {
     Runtime *runtime = runtime_of(L);
     Context *now = current(runtime);
-    int count = lua_gettop(L);
     (void)status;
     if (now == NULL || serial == 0)
-        return count;
-    if (now->serial == (uint64_t)serial) {
-        enter(L, runtime, context_keep(now->base));
-    } else { /* other fields have come, and stay */
-        Bytes *name = push_buffer(L);
-        fields_put_string(name, CONTEXT_CORRELATION);
-        fields_put_nil(name);
-        restore(L, runtime, bytes_slice(name), (Slice){NULL, 0});
-        lua_settop(L, count);
+        return lua_gettop(L);
+    if ((lua_KContext)now->serial == serial) {
+        enter(runtime, context_keep(now->base)); /* there is a place: it needs no memory */
+    } else {                                     /* other fields have come, and stay */
+        Bytes name = {.data = NULL};
+        fields_put_string(&name, CONTEXT_CORRELATION);
+        fields_put_nil(&name);
+        if (name.has_failed || !restore(runtime, bytes_slice(&name), (Slice){NULL, 0}))
+            enter(runtime, NULL); /* better none than that of another execution */
+        bytes_free(&name);
     }
-    return count;
+    return lua_gettop(L);
 }
 
 static int execution(lua_State *L) {
@@ -267,7 +290,8 @@ static int execution(lua_State *L) {
         context = context_make_execution(&runtime->contexts, now);
         if (context != NULL) { /* else it has to do without */
             serial = (lua_KContext)context->serial;
-            enter(L, runtime, context);
+            if (!enter(runtime, context))
+                serial = 0;
         }
     }
     lua_callk(L, count, LUA_MULTRET, serial, execution_ended);

@@ -9,9 +9,9 @@
 
 #pragma GCC visibility push(hidden)
 
-/* Exchanges the context of the code that runs for another; both references change hands. Without
- * memory for a place nothing happens, and that other one is returned. */
-Context *tracing_exchange(Runtime *runtime, Context *context);
+/* Exchanges the context of the code that runs for that one; both references change hands. False:
+ * memory is short, and nothing has changed. */
+bool tracing_exchange(Runtime *runtime, Context **context);
 
 /* The context of the code that runs, with a reference for the caller; may be NULL. */
 Context *tracing_keep(const Runtime *runtime);

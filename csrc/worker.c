@@ -129,7 +129,7 @@ static void wait_for_room(lua_State *L, Self *self, size_t length) {
  * records are in shared memory then, whatever becomes of it. */
 static bool forward_record(lua_State *L, void *owner, Slice record) {
     Self *self = owner;
-    if (self->pid != getpid())
+    if (self->pid != getpid() || sizeof(Record) + record.length > PORT_CAPACITY / 2)
         return false;
     if (!list_is_empty(&self->outgoing) ||
         !parcel_send_whole(&self->port, RECORD_LOG, record.data, record.length)) {
@@ -518,6 +518,8 @@ static void push_worker(lua_State *L, const Port *port, int known) {
     int index = lua_gettop(L);
     memset(self, 0, sizeof *self);
     self->runtime = runtime_of(L);
+    lua_pushvalue(L, -1); /* as long as the state: it is what log records go through */
+    lua_rawsetp(L, LUA_REGISTRYINDEX, self);
     luaL_setmetatable(L, WORKER_METATABLE);
     self->port = *port;
     self->pid = getpid();

@@ -9,6 +9,7 @@ local errors = require "opero.errors"
 local logging = {}
 
 local LEVELS <const> = { "debug", "info", "warning", "error", "critical", "off" }
+local LONGEST_NAME <const> = 1000
 local FORMATS <const> = { "text", "plain", "logfmt", "json" }
 local FACILITIES <const> = {
   "auth", "authpriv", "cron", "daemon", "ftp", "kern", "local0", "local1", "local2", "local3",
@@ -19,8 +20,8 @@ local FACILITIES <const> = {
 
 local function check_name(name, path)
   if type(name) ~= "string" or name == "" or name:find("^%.") or name:find("%.%.")
-    or name:find("%.$") or name:find("%c") then
-    check.fail(path, name, "a name, or names with dots between them")
+    or name:find("%.$") or name:find("%c") or #name > LONGEST_NAME then
+    check.fail(path, name, "a name, or names with dots between them, of 1000 bytes at most")
   end
   return name
 end

@@ -258,6 +258,38 @@ describe("the context of log records", function()
     assert.same({ a = 2 }, fields())
   end))
 
+  it("of a generator ends with it when it is closed within its caller", simulated(function()
+    log:add_context { a = 1 }
+    local generator = opero.wrap(function()
+      local _ <close> = in_context { a = 2 }
+      opero.scope(function()
+        coroutine.yield() -- which is refused
+      end)
+    end)
+    log:add_context { a = 5 }
+    assert.is_false(pcall(generator))
+    assert.same({ a = 5 }, fields())
+  end))
+
+  it("may change in finalizers", function()
+    opero.simulate(function()
+      for i = 1, 300 do
+        log:add_context { text = ("x"):rep(100), i = i }
+        for _ = 1, 20 do
+          setmetatable({}, { __gc = function() log:add_context { text = "gc" } end })
+        end
+        opero.spawn(function() log:info("child") end)
+        log:context()
+        log:remove_context("i")
+        opero.correlation_id()
+        opero.yield()
+      end
+    end)
+    collectgarbage()
+    log:remove_context("text")
+    assert.is_true(#records == 300)
+  end)
+
   it("survives many tasks, and leaves nothing behind", function()
     local function round()
       opero.simulate(function()
@@ -431,6 +463,16 @@ describe("a correlation id", function()
     end
     assert.same(ids(1), ids(1))
     assert.not_same(ids(1), ids(2))
+  end)
+
+  it("is another one after simulations, too", function()
+    local function id_after_simulation()
+      opero.simulate(function() end)
+      local id
+      opero.Orchestrator():execute(function() id = opero.correlation_id() end)
+      return id
+    end
+    assert.not_equal(id_after_simulation(), id_after_simulation())
   end)
 
   it("is there in the main chunk too", function()

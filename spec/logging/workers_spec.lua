@@ -361,6 +361,65 @@ for _, backend in ipairs { "fork", "spawn" } do
       assert.same({ request = 1 }, records[1].fields)
     end))
 
+    it("is at changed levels in workers of workers too", task(function()
+      local pool <close> = new_pool()
+      local function levels(kind)
+        local lib = require "opero"
+        local inner = rawget(_G, "inner_pool") or lib.Pool { max_workers = 1, backend = kind }
+        rawset(_G, "inner_pool", inner)
+        return lib.get_logger("app"):level(), inner:call(function()
+          return require "opero".get_logger("app"):level()
+        end)
+      end
+      opero.get_logger("app"):set_level("warning")
+      assert.same({ "warning", "warning" }, { pool:call(levels, backend) })
+      opero.get_logger("app"):set_level("error")
+      assert.same({ "error", "error" }, { pool:call(levels, backend) })
+      pool:call(function() rawget(_G, "inner_pool"):close() end)
+    end))
+
+    it("has the correlation id though its context is too long to be sent", task(function()
+      local pool <close> = new_pool()
+      for i = 1, 12 do
+        log:add_context { ["long" .. i] = ("c"):rep(8000) }
+      end
+      log:add_context { short = 1, correlation_id = "request 7" }
+      pool:call(function() require "opero".get_logger("app"):info("here") end)
+      assert.equal("request 7", records[1].fields.correlation_id)
+      assert.equal(1, records[1].fields.short)
+      assert.equal("(too long to be sent)", records[1].fields.long9)
+    end))
+
+    it("does not keep a task that is cancelled while it logs from cleaning up", task(function()
+      local pool <close> = new_pool()
+      local path = support.file()
+      for round = 1, 5 do
+        local running = pool:submit(function(file, n)
+          local logger = require "opero".get_logger("app")
+          local value = setmetatable({}, {
+            __tostring = function()
+              local text = ""
+              for i = 1, 100 do
+                text = text .. i
+              end
+              return text
+            end,
+          })
+          local _ <close> = setmetatable({}, { __close = function()
+            require "spec.pool.support".note(file, "closed")
+          end })
+          require "spec.pool.support".note(file, "begun")
+          while n do
+            logger:debug("%s", value)
+          end
+        end, path, round)
+        support.wait_for(path, 2 * round - 1)
+        running:cancel()
+        pcall(running.await, running)
+        support.wait_for(path, 2 * round)
+      end
+    end))
+
     it("goes to stderr from a process that a task has forked", task(function()
       local pool <close> = new_pool()
       pool:call(function()

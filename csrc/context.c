@@ -157,18 +157,24 @@ Slice context_fields(Context *context) {
 
 void context_shorten(Bytes *bytes, Slice fields, size_t max) {
     enum { SHORT = 256 }; /* those that are no longer do no harm */
+    size_t end = bytes->length + max, half = bytes->length + max / 2;
+    Bytes notice = {.data = NULL};
     Slice name;
     Value value;
     for (const char *begin = fields.data; fields_next(&fields, &name, &value);
          begin = fields.data) {
-        size_t length = (size_t)(fields.data - begin);
-        bool is_id = slice_equals(name, CONTEXT_CORRELATION);
-        if (bytes->length + length <= max / 2 || (length <= SHORT && bytes->length < max) ||
-            is_id) {
-            bytes_append(bytes, begin, length);
-        } else if (bytes->length < max) {
-            fields_put_string(bytes, name);
-            fields_put_string(bytes, SLICE("(too long to be sent)"));
+        Slice whole = {begin, (size_t)(fields.data - begin)};
+        if (slice_equals(name, CONTEXT_CORRELATION) ||
+            bytes->length + whole.length <= (whole.length <= SHORT ? end : half)) {
+            bytes_append_slice(bytes, whole);
+            continue;
         }
+        bytes_clear(&notice, SHORT);
+        fields_put_string(&notice, name);
+        fields_put_string(&notice, SLICE("(too long to be sent)"));
+        if (bytes->length + notice.length <= end)
+            bytes_append_slice(bytes, bytes_slice(&notice));
+        bytes->has_failed = bytes->has_failed || notice.has_failed;
     }
+    bytes_free(&notice);
 }

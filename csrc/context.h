@@ -91,8 +91,8 @@ void context_set(Contexts *contexts, Context **place, Context *context);
 /* Its fields; none for NULL, and for lack of memory only those of its base. */
 Slice context_fields(Context *context);
 
-/* Appends those of the fields that together take no more than so many bytes, the correlation id before
- * all, and in the place of the others that they are too long. */
+/* Appends those of the fields that together take no more than so many bytes, but the correlation id in
+ * any case, and in the place of others that they are too long. */
 void context_shorten(Bytes *bytes, Slice fields, size_t max);
 
 /* Writes an id as CONTEXT_ID_LENGTH digits. */

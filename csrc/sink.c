@@ -127,8 +127,10 @@ static int write_all(Sink *sink, const char *line, size_t length, bool is_socket
         if (count > 0) {
             done += (size_t)count;
             deadline_ns = 0;
+            sink->is_stuck = false;
         } else if (error == EAGAIN || error == EWOULDBLOCK) {
-            error = wait_for_room(sink->fd, &deadline_ns);
+            if (!sink->is_stuck)
+                error = wait_for_room(sink->fd, &deadline_ns);
         } else if (count == 0) {
             error = EIO;
         }
@@ -138,7 +140,7 @@ static int write_all(Sink *sink, const char *line, size_t length, bool is_socket
             return error;
         }
     }
-    sink->is_torn = sink->is_stuck = false;
+    sink->is_torn = false;
     return 0;
 }
 

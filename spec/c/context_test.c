@@ -367,6 +367,122 @@ static void the_same_seed_gives_the_same_ids(void) {
     CHECK(memcmp(ids[0], ids[1], sizeof ids[0]) == 0);
 }
 
+/* As whoever else has written splitmix64 has them. */
+static void ids_are_those_of_the_generator(void) {
+    static const uint64_t wanted[] = {6457827717110365317u, 3203168211198807973u,
+                                      9817491932198370423u, 4593380528125082431u};
+    Contexts contexts = {.outside = NULL};
+    contexts_seed(&contexts, 1234567);
+    for (int i = 0; i < 4; i++) {
+        Context *execution = context_make_execution(&contexts, NULL);
+        CHECK(execution->id == wanted[i]);
+        context_release(&contexts, execution);
+    }
+    contexts_destroy(&contexts);
+}
+
+/* ---- shortening ---------------------------------------------------------------------------- */
+
+static void what_is_short_enough_is_left_as_it_is(void) {
+    Bytes fields = {.data = NULL}, shorter = {.data = NULL};
+    put_text(&fields, "a", "1");
+    put_text(&fields, "correlation_id", "2");
+    put_text(&fields, "z", "3");
+    bytes_append(&shorter, "abc", 3); /* what is there stays, and does not count */
+    context_shorten(&shorter, bytes_slice(&fields), fields.length);
+    CHECK_EQUAL(shorter.length, 3 + fields.length);
+    CHECK(memcmp(shorter.data, "abc", 3) == 0);
+    CHECK(memcmp(shorter.data + 3, fields.data, fields.length) == 0);
+    bytes_clear(&shorter, 0);
+    context_shorten(&shorter, (Slice){NULL, 0}, 100);
+    CHECK_EQUAL(shorter.length, 0);
+    bytes_free(&fields);
+    bytes_free(&shorter);
+}
+
+/* Fields of all sizes into as many bytes as there may be: never more; short ones before long ones;
+ * the id always; those that are left in their order and as they were. */
+static void fields_are_shortened(void) {
+    enum { LARGEST = 3000 };
+    static char text[LARGEST + 1];
+    uint64_t seed = 3;
+    int notices = 0, dropped = 0;
+    for (int n = 0; n < 3000 && test_failed_checks == 0; n++) {
+        Bytes fields = {.data = NULL}, shorter = {.data = NULL};
+        uint32_t max = test_random_below(&seed, 6000), count = test_random_below(&seed, 20);
+        bool has_an_id = n % 2 > 0;
+        size_t id_length = has_an_id ? 5 + 14 + 5 + 2 : 0;
+        Slice rest, name;
+        Value value, before;
+        for (uint32_t i = 0; i < count; i++) {
+            char key[8];
+            snprintf(key, sizeof key, "%c%u", i < count / 2 ? 'a' : 'd', 100 + i);
+            if (has_an_id && i == count / 2)
+                put_text(&fields, "correlation_id", "me");
+            memset(text, 'x', LARGEST);
+            text[test_random_below(&seed, i % 3 ? LARGEST : 100)] = '\0';
+            put_text(&fields, key, text);
+        }
+        context_shorten(&shorter, bytes_slice(&fields), max);
+        CHECK(!shorter.has_failed);
+        CHECK(shorter.length <= max + id_length);
+        CHECK(!has_an_id || count == 0 || has(bytes_slice(&shorter), "correlation_id", "me"));
+        rest = bytes_slice(&shorter);
+        for (Slice last = {NULL, 0}; fields_next(&rest, &name, &value); last = name) {
+            CHECK(slice_compare(last, name) < 0);
+            CHECK(fields_find(bytes_slice(&fields), name, &before));
+            if (slice_equals(value.as.bytes, before.as.bytes))
+                continue;
+            CHECK(slice_equals(value.as.bytes, SLICE("(too long to be sent)")));
+            notices++;
+        }
+        CHECK_EQUAL(rest.length, 0);
+        dropped += count_fields(bytes_slice(&shorter)) < count_fields(bytes_slice(&fields));
+        if (fields.length <= max / 2)
+            CHECK(slice_equals(bytes_slice(&fields), bytes_slice(&shorter)));
+        bytes_free(&fields);
+        bytes_free(&shorter);
+    }
+    CHECK(notices > 1000 && dropped > 100);
+}
+
+static void a_long_field_leaves_room_for_others(void) {
+    static char text[1000];
+    Bytes fields = {.data = NULL}, shorter = {.data = NULL};
+    memset(text, 'x', sizeof text - 1);
+    put_text(&fields, "a", "1");
+    put_text(&fields, "b", text);
+    put_text(&fields, "c", "3");
+    context_shorten(&shorter, bytes_slice(&fields), 1000);
+    CHECK_EQUAL(count_fields(bytes_slice(&shorter)), 3);
+    CHECK(has(bytes_slice(&shorter), "a", "1") && has(bytes_slice(&shorter), "c", "3"));
+    CHECK(has(bytes_slice(&shorter), "b", "(too long to be sent)"));
+    bytes_clear(&shorter, 0);
+    context_shorten(&shorter, bytes_slice(&fields), 2100); /* half of that is enough */
+    CHECK(slice_equals(bytes_slice(&shorter), bytes_slice(&fields)));
+    bytes_free(&fields);
+    bytes_free(&shorter);
+}
+
+static void without_memory_nothing_is_shortened(void) {
+    static char text[300];
+    Bytes fields = {.data = NULL};
+    bool was_due = true;
+    memset(text, 'x', sizeof text - 1);
+    for (int i = 0; i < 10; i++)
+        put_text(&fields, "a", i % 2 ? text : "1");
+    for (long n = 1; was_due && n < 50; n++) {
+        Bytes shorter = {.data = NULL};
+        faults_begin(n, false);
+        context_shorten(&shorter, bytes_slice(&fields), 900);
+        was_due = faults_end();
+        CHECK_EQUAL(shorter.has_failed, was_due);
+        bytes_free(&shorter);
+    }
+    CHECK(!was_due);
+    bytes_free(&fields);
+}
+
 /* ---- the table ----------------------------------------------------------------------------- */
 
 static void no_table_without_contexts(void) {
@@ -380,7 +496,15 @@ static void no_table_without_contexts(void) {
     contexts_clear(&contexts);
     CHECK(!faults_end());
     CHECK(contexts.of_task == NULL);
+    CHECK(!contexts_are_used(&contexts));
+    context_set(&contexts, &contexts.outside, make(&contexts, "a", "1"));
+    CHECK(contexts_are_used(&contexts));
+    contexts_clear(&contexts);
+    CHECK(!contexts_are_used(&contexts));
+    CHECK(contexts_place(&contexts, 1) != NULL);
+    CHECK(contexts_are_used(&contexts));
     contexts_destroy(&contexts);
+    CHECK(!contexts_are_used(&contexts));
 }
 
 /* Each task finds what it has put there, while the table grows. */
@@ -657,6 +781,11 @@ static const Test tests[] = {
     {"ids are hexadecimal", ids_are_hexadecimal},
     {"ids are unlike", ids_are_unlike},
     {"the same seed gives the same ids", the_same_seed_gives_the_same_ids},
+    {"ids are those of the generator", ids_are_those_of_the_generator},
+    {"what is short enough is left as it is", what_is_short_enough_is_left_as_it_is},
+    {"fields are shortened", fields_are_shortened},
+    {"a long field leaves room for others", a_long_field_leaves_room_for_others},
+    {"without memory nothing is shortened", without_memory_nothing_is_shortened},
     {"no table without contexts", no_table_without_contexts},
     {"places stay while the table grows", places_stay_while_the_table_grows},
     {"a table grows to what is asked for", a_table_grows_to_what_is_asked_for},

@@ -1393,6 +1393,11 @@ static void secrets_are_found_in_any_case(void) {
     CHECK(!secrets_hide(&SOME_SECRETS, SLICE("pass\0ord")));
     CHECK(!secrets_hide(&SOME_SECRETS, SLICE("PASS7ORD"))); /* W less what tells cases apart */
     CHECK(!secrets_hide(&NO_SECRETS, SLICE("password")));
+    for (char letter = 'a'; letter <= 'z'; letter++) {
+        char upper = (char)(letter - 'a' + 'A');
+        Slice secret = {&letter, 1};
+        CHECK(secrets_hide(&(Secrets){&secret, 1}, (Slice){&upper, 1}));
+    }
 }
 
 /* In lists of maps of lists, at each depth, with values of every kind. */
@@ -1430,7 +1435,7 @@ static bool contains(Slice text, const char *wanted) {
 
 static void secrets_are_hidden_at_any_depth(void) {
     for (int kind = VALUE_INTEGER; kind <= VALUE_MAP; kind++)
-        for (int depth = 0; depth < 12; depth++)
+        for (int depth = 0; depth < 18; depth += 1 + depth / 4)
             for (int part = 0; part < RECORD_FIELDS; part++) {
                 Bytes fields = {.data = NULL};
                 LogRecord record = {.time_ns = NOON, .level = LOG_INFO};

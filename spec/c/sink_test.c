@@ -81,8 +81,7 @@ static bool begin_write(int fd, size_t *length, ssize_t *result) {
     if (fd != calls.fd || !has_step(&calls.writes))
         return true;
     step = take_step(&calls.writes);
-    if (step < 0)
-        errno = -step;
+    errno = step < 0 ? -step : EAGAIN; /* after a success it means nothing */
     *result = step < 0 ? -1 : 0;
     if ((size_t)step < *length)
         *length = (size_t)step;
@@ -167,10 +166,15 @@ char *getcwd(char *to, size_t size) {
     return is_refused("getcwd") ? NULL : real(to, size);
 }
 
-int sigtimedwait(const sigset_t *set, siginfo_t *info, const struct timespec *timeout) {
-    static int (*real)(const sigset_t *, siginfo_t *, const struct timespec *);
-    FAULTS_REAL("sigtimedwait");
-    return is_refused("sigtimedwait") ? -1 : real(set, info, timeout);
+/* May change errno, though it succeeds. */
+int close(int fd) {
+    static int (*real)(int);
+    int result;
+    FAULTS_REAL("close");
+    result = real(fd);
+    if (result == 0)
+        errno = ECHILD;
+    return result;
 }
 
 /* ---- what every test needs ----------------------------------------------------------------- */
@@ -205,6 +209,7 @@ static const char *read_some(int fd) {
     static char text[1 << 18];
     ssize_t length = read(fd, text, sizeof text - 1);
     text[length > 0 ? length : 0] = '\0';
+    CHECK(length <= 0 || strlen(text) == (size_t)length);
     return text;
 }
 
@@ -414,6 +419,7 @@ static void open_without_standard_descriptors(void) {
     CHECK_EQUAL(sink_open(&sink, "log"), 0);
     CHECK(sink.fd > STDERR_FILENO);
     CHECK_EQUAL(fcntl(sink.fd, F_GETFD), FD_CLOEXEC);
+    CHECK(!(fcntl(sink.fd, F_GETFL) & O_NONBLOCK));
     CHECK_EQUAL(sink_reopen(&sink), 0);
     CHECK(sink.fd > STDERR_FILENO);
     CHECK_EQUAL(count_open(), before + 1);
@@ -734,7 +740,6 @@ static void write_to_nobody(void) {
     sink_use(&sink, fd[1]);
     CHECK_EQUAL(write_text(&sink, "line\n"), EPIPE);
     CHECK(!sink.is_torn);
-    refuse("sigtimedwait", EINTR, 2);
     CHECK_EQUAL(write_text(&sink, "line\n"), EPIPE);
     close(fd[1]);
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fd) == 0);
@@ -744,9 +749,11 @@ static void write_to_nobody(void) {
     close(fd[1]);
     unlink("fifo");
     CHECK_EQUAL(mkfifo("fifo", 0600), 0);
+    CHECK_EQUAL(sink_open(&sink, "fifo"), ENXIO); /* nobody is waited for */
     fd[0] = open("fifo", O_RDONLY | O_NONBLOCK);
     CHECK_EQUAL(sink_open(&sink, "fifo"), 0);
     CHECK(!sink.is_regular);
+    CHECK(!(fcntl(sink.fd, F_GETFL) & O_NONBLOCK)); /* but to be written to it is */
     CHECK_EQUAL(write_text(&sink, "line\n"), 0);
     CHECK(strcmp(read_some(fd[0]), "line\n") == 0);
     close(fd[0]);
@@ -756,6 +763,16 @@ static void write_to_nobody(void) {
     CHECK(strcmp(read_some(fd[0]), "line\n") == 0);
     close(fd[0]);
     sink_close(&sink);
+    unlink("log");
+    CHECK_EQUAL(sink_open(&sink, "log"), 0); /* a file, and in its place a FIFO */
+    CHECK_EQUAL(rename("fifo", "log"), 0);
+    CHECK_EQUAL(sink_reopen(&sink), ENXIO);
+    fd[0] = open("log", O_RDONLY | O_NONBLOCK);
+    CHECK_EQUAL(sink_reopen(&sink), 0);
+    close(fd[0]);
+    CHECK_EQUAL(write_text(&sink, "line\n"), EPIPE);
+    sink_close(&sink);
+    unlink("log");
 }
 
 static void with_default_action(void) {
@@ -948,18 +965,22 @@ static void when_there_is_room_the_line_follows(void) {
 
 static void without_room_it_is_given_up(void) {
     for (int is_socket = 0; is_socket < 2; is_socket++) {
+        int64_t begin;
         Sink sink;
         fill(is_socket > 0);
         sink_use(&sink, full.writer);
-        for (int i = 0; i < 2; i++) {
-            int64_t begin = calls.now_ns;
-            set_script(&calls.polls, TIMEOUT, FOR_EVER);
-            CHECK_EQUAL(write_text(&sink, "line\n"), EAGAIN);
-            CHECK_EQUAL(calls.now_ns - begin, SINK_PATIENCE_MS * MS);
-        }
-        CHECK(!sink.is_torn);
+        begin = calls.now_ns;
+        set_script(&calls.polls, TIMEOUT, FOR_EVER);
+        CHECK_EQUAL(write_text(&sink, "line\n"), EAGAIN);
+        CHECK_EQUAL(calls.now_ns - begin, SINK_PATIENCE_MS * MS);
+        CHECK_EQUAL(calls.poll_calls, 1);
+        CHECK(!sink.is_torn && sink.is_stuck);
+        CHECK_EQUAL(write_text(&sink, "line\n"), EAGAIN); /* it has been waited for */
+        CHECK_EQUAL(calls.poll_calls, 1);
+        CHECK(sink.is_stuck);
         drain();
         CHECK_EQUAL(write_text(&sink, "next\n"), 0);
+        CHECK(!sink.is_stuck);
         CHECK(strcmp(read_some(full.reader), "next\n") == 0);
         end_full();
     }
@@ -1001,7 +1022,38 @@ static void a_slow_reader_gets_all(void) {
     calls.per_poll_ns = (SINK_PATIENCE_MS - 100) * MS;
     CHECK_EQUAL(write_text(&sink, "a line\n"), 0);
     CHECK_EQUAL(calls.poll_calls, 5);
+    CHECK(!sink.is_stuck);
     CHECK(strcmp(read_some(full.reader), "a line\n") == 0);
+    end_full();
+}
+
+/* As soon as it takes something it is waited for again. */
+static void what_is_stuck_may_come_loose(void) {
+    Sink sink;
+    fill(false);
+    drain();
+    sink_use(&sink, full.writer);
+    SCRIPT(writes, -EAGAIN, -EAGAIN, 2, -EAGAIN, 1, -EAGAIN);
+    SCRIPT(polls, 0, 1, 1);
+    CHECK_EQUAL(write_text(&sink, "first\n"), EAGAIN);
+    CHECK_EQUAL(calls.poll_calls, 1);
+    CHECK_EQUAL(write_text(&sink, "second\n"), EAGAIN);
+    CHECK_EQUAL(calls.poll_calls, 1);
+    CHECK_EQUAL(write_text(&sink, "third\n"), 0);
+    CHECK_EQUAL(calls.poll_calls, 3);
+    CHECK(!sink.is_stuck && !sink.is_torn);
+    CHECK(strcmp(read_some(full.reader), "third\n") == 0);
+    SCRIPT(writes, -EAGAIN, -EAGAIN, 2, -EAGAIN, -EAGAIN);
+    SCRIPT(polls, 0, 0);
+    CHECK_EQUAL(write_text(&sink, "first\n"), EAGAIN);
+    CHECK_EQUAL(write_text(&sink, "second\n"), EAGAIN);
+    CHECK_EQUAL(write_text(&sink, "third\n"), EAGAIN); /* in part, and then waits */
+    CHECK_EQUAL(calls.poll_calls, 5);
+    CHECK(sink.is_stuck && sink.is_torn);
+    CHECK_EQUAL(write_text(&sink, "fourth\n"), EAGAIN); /* not even the newline */
+    CHECK_EQUAL(calls.poll_calls, 5);
+    CHECK_EQUAL(write_text(&sink, "fifth\n"), 0);
+    CHECK(strcmp(read_some(full.reader), "th\nfifth\n") == 0);
     end_full();
 }
 
@@ -1017,8 +1069,7 @@ static void interruptions_are_no_more_time(void) {
     CHECK_EQUAL(write_text(&sink, "line\n"), EAGAIN);
     CHECK(calls.now_ns - begin <= (SINK_PATIENCE_MS + 60) * MS);
     CHECK(calls.poll_calls > 20);
-    calls.polls.taken = calls.poll_calls = 0;
-    begin = calls.now_ns;
+    sink_use(&sink, full.writer);
     SCRIPT(polls, -EINTR, -EINTR, -EINTR, 1);
     calls.on_poll = drain;
     CHECK_EQUAL(write_text(&sink, "line\n"), 0);
@@ -1051,7 +1102,7 @@ static void waiting_may_fail(void) {
     sink_use(&sink, full.writer);
     SCRIPT(polls, -ENOMEM);
     CHECK_EQUAL(write_text(&sink, "line\n"), ENOMEM);
-    CHECK(!sink.is_torn);
+    CHECK(!sink.is_torn && !sink.is_stuck);
     calls.on_poll = hang_up; /* who was waited for goes */
     CHECK_EQUAL(write_text(&sink, "line\n"), EPIPE);
     close(full.writer);
@@ -1087,6 +1138,7 @@ static const Test tests[] = {
     {"without room it is given up", without_room_it_is_given_up},
     {"a line longer than the room", a_line_longer_than_the_room},
     {"a slow reader gets all", a_slow_reader_gets_all},
+    {"what is stuck may come loose", what_is_stuck_may_come_loose},
     {"waiting may fail", waiting_may_fail},
     {"interruptions are no more time", interruptions_are_no_more_time},
     {"a promise of room is no room", a_promise_of_room_is_no_room},

@@ -59,7 +59,7 @@ library := $(BUILD)/libopero.a
 # These know no Lua, so their tests are programs of their own.
 pure_objects := $(filter $(addprefix $(BUILD)/obj/,\
   clock.o timers.o reactor.o ring.o port.o process.o \
-  bytes.o fields.o record.o sink.o context.o),$(objects))
+  bytes.o fields.o record.o sink.o context.o histogram.o),$(objects))
 c_tests := $(patsubst spec/c/%.c,$(BUILD)/c_tests/%,$(wildcard spec/c/*_test.c))
 
 .DELETE_ON_ERROR:

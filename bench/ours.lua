@@ -181,6 +181,47 @@ function rows.call(kind, n, where)
   end
 end
 
+-- What each policy is measured with: nothing fails, nothing waits.
+local single = {
+  ["retry"] = { retry_config = RETRY },
+  ["retry budget"] = { retry_config = { budget = {} } },
+  ["fallbacks"] = { fallbacks = { fallback } },
+  ["timeout"] = { timeout_config = { attempt = 10 } },
+  ["circuit breaker"] = { circuit_breaker_config = {} },
+  ["failure rate"] = { circuit_breaker_config = { failure_rate = 0.5 } },
+  ["hedge"] = { hedge_config = { delay = 10 } },
+  ["cache hit"] = { cache_config = { ttl = math.huge, key = function() return 1 end } },
+  ["rate limit"] = { rate_limit_config = { rate = 1e9, burst = 1000000000 } },
+  ["concurrency"] = { concurrency_config = { limit = 100 } },
+  ["adaptive limit"] = { concurrency_config = { limit = "adaptive", min = 10 } },
+  ["chaos"] = { chaos_config = {} },
+}
+
+---What one policy costs a call: how much longer it takes than through an orchestrator of none.
+---@param n integer
+---@param name string a key of `single`, its words joined by "_"
+function rows.policy(n, name)
+  local function time(orch)
+    local start = now()
+    for i = 1, n do
+      orch:execute(primary, i)
+    end
+    return (now() - start) / n * 1e9
+  end
+  local config = assert(single[name:gsub("_", " ")], name)
+  opero.run(function()
+    local bare, whole = opero.Orchestrator(), opero.Orchestrator(config)
+    time(bare)
+    time(whole)
+    local least = math.huge -- of several pairs: what disturbs makes only one of the two longer
+    for _ = 1, 5 do
+      local before = time(bare)
+      least = math.min(least, time(whole) - before)
+    end
+    measure.report { ns = math.max(least, 1) }
+  end)
+end
+
 function rows.imap(n)
   local orch = opero.Orchestrator { concurrency_config = { limit = 16 } }
   local i = 0

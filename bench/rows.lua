@@ -30,6 +30,23 @@ end
 local ALL = { "cqueues", "copas", "luv", "asyncio", "bare_lua", "bare_c" }
 local LOOPS = { "cqueues", "copas", "luv", "asyncio" }
 
+---@param calls integer
+---@return table[] variants
+local function each_policy(calls)
+  local variants = {}
+  for _, name in ipairs {
+    "retry", "retry budget", "fallbacks", "timeout", "circuit breaker", "failure rate", "hedge",
+    "cache hit", "rate limit", "concurrency", "adaptive limit", "chaos",
+  } do
+    variants[#variants + 1] = {
+      what = ("policy: %s, nothing fails"):format(name),
+      args = ("policy %d %s"):format(calls, (name:gsub(" ", "_"))),
+      goal = { text = "250 ns", max = 250 },
+    }
+  end
+  return variants
+end
+
 ---@param n fun(full: integer, small: integer): integer the number for this run
 ---@return Row[]
 local function rows_of_tasks(n)
@@ -168,6 +185,13 @@ local function rows_of_tasks(n)
         { what = "call: all four, main chunk", args = ("call all %d main"):format(calls) },
         { what = "call: all four, in a task", args = ("call all %d task"):format(calls) },
       },
+    },
+    {
+      key = "policy",
+      kind = "ns",
+      peers = { "cockatiel" },
+      peer_args = ("policy %d"):format(n(200000, 2000)),
+      variants = each_policy(n(200000, 2000)),
     },
     {
       key = "imap",

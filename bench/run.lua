@@ -132,6 +132,14 @@ local programs = {
   bare_fork = lua("bare fork", "peers/fork.lua"),
   asyncio = python_peer("asyncio", "asyncio", "asyncio_peer.py"),
   tenacity = python_peer("tenacity", "tenacity", "tenacity_peer.py"),
+  cockatiel = {
+    name = "cockatiel",
+    why = "no Node.js",
+    command = function()
+      local _, ok = shell("command -v node")
+      return ok and "node " .. quote(here .. "/peers/cockatiel_peer.cjs") .. " " or nil
+    end,
+  },
   logger_adapter = python_peer("LoggerAdapter", "logging", "logging_peer.py"),
   executor = python_pool("Executor"),
   executor_map = python_pool("Executor.map"),

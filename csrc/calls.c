@@ -82,6 +82,40 @@ static int call_spawn(lua_State *L) {
     return 1;
 }
 
+/* detach(fn, ...): a task that is nobody's child: whoever started it may be cancelled, or end. For the
+ * Lua layer, which sees to it that somebody waits for it, and that it does not fail. */
+static int call_detach(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    check_callable(L, 1);
+    task_spawn(L, runtime, runtime->loop, &runtime->loop->orphans, lua_gettop(L) - 1);
+    return 1;
+}
+
+/* time_left(): seconds until the first of the timeouts around this code has passed; nothing when there
+ * is none. A shield keeps those away that are outside of it. */
+static int call_time_left(lua_State *L) {
+    const Runtime *runtime = runtime_of(L);
+    const Loop *loop = runtime->loop;
+    int64_t first_ns = CLOCK_NEVER;
+    const Task *task = runtime->current;
+    const Scope *scope = task != NULL ? task->scope : NULL;
+    while (task != NULL) {
+        for (; scope != NULL && scope->kind != SCOPE_SHIELD; scope = scope->outer)
+            if (scope->kind == SCOPE_TIMEOUT && scope->timer.slot != 0) {
+                int64_t deadline_ns = timers_deadline_ns(&loop->timers, &scope->timer);
+                first_ns = deadline_ns < first_ns ? deadline_ns : first_ns;
+            }
+        if (scope != NULL || task->home == NULL)
+            break;
+        scope = task->home;
+        task = scope->owner;
+    }
+    if (first_ns == CLOCK_NEVER)
+        return 0;
+    lua_pushnumber(L, clock_to_seconds(first_ns - clock_now_ns(&loop->clock)));
+    return 1;
+}
+
 static int call_current(lua_State *L) {
     const Runtime *runtime = runtime_of(L);
     if (runtime->current == NULL)
@@ -359,6 +393,19 @@ static int scope_spawn(lua_State *L) {
     return 1;
 }
 
+/* scope:_after(seconds, fn): spawns fn into the scope, if that is still there by then; once. For the Lua
+ * layer. */
+static int scope_after(lua_State *L) {
+    Runtime *runtime = runtime_of(L);
+    Scope *scope = check_scope(L, "scope:_after");
+    Loop *loop = task_loop(runtime, scope->owner);
+    int64_t delay_ns = check_duration(L, 2);
+    check_callable(L, 3);
+    lua_settop(L, 3);
+    scope_set_follower(L, loop, scope, clock_add_ns(clock_now_ns(&loop->clock), delay_ns));
+    return 0;
+}
+
 static int scope_cancel_(lua_State *L) {
     Scope *scope = check_scope(L, "scope:cancel");
     push_cancelled(L);
@@ -407,6 +454,8 @@ static const luaL_Reg functions[] = {
     {"simulate", loop_simulate},
     {"spawn", call_spawn},
     {"current", call_current},
+    {"detach", call_detach},
+    {"time_left", call_time_left},
     {"sleep", call_sleep},
     {"yield", call_yield},
     {"now", call_now},
@@ -430,7 +479,7 @@ static const luaL_Reg task_methods[] = {
 };
 
 static const luaL_Reg scope_methods[] = {
-    {"spawn", scope_spawn}, {"cancel", scope_cancel_}, {NULL, NULL}};
+    {"spawn", scope_spawn}, {"cancel", scope_cancel_}, {"_after", scope_after}, {NULL, NULL}};
 
 void calls_register(lua_State *L, int module) {
     runtime_set_functions(L, module, functions);

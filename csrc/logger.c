@@ -139,6 +139,13 @@ static int call_adapter(lua_State *L) {
     return 1;
 }
 
+/* is_noted(level) -> whether a record of the library's own would go anywhere; the level as a number from
+ * 1, debug. As logger("opero"):enabled, but quicker. */
+static int call_is_noted(lua_State *L) {
+    lua_pushboolean(L, log_is_noted(runtime_of(L), (LogLevel)lua_tointeger(L, 1)));
+    return 1;
+}
+
 /* is_logger(value) -> boolean */
 static int call_is_logger(lua_State *L) {
     lua_settop(L, 1);
@@ -161,6 +168,7 @@ void logger_register(lua_State *L, int module) {
     static const luaL_Reg functions[] = {{"logger", call_logger},
                                          {"adapter", call_adapter},
                                          {"is_logger", call_is_logger},
+                                         {"is_noted", call_is_noted},
                                          {NULL, NULL}};
     int metatable;
     module = lua_absindex(L, module);

@@ -77,6 +77,13 @@ static void wake_watchers(lua_State *L, Loop *loop, Link *ready) {
     }
 }
 
+static void expire_scope(lua_State *L, Runtime *runtime, Loop *loop, Scope *scope) {
+    if (scope->kind == SCOPE_GROUP)
+        scope_spawn_follower(L, runtime, loop, scope);
+    else
+        scope_expire(L, runtime, scope);
+}
+
 static void expire_timers(lua_State *L, Runtime *runtime, Loop *loop) {
     int64_t now_ns;
     Timer *timer;
@@ -90,7 +97,7 @@ static void expire_timers(lua_State *L, Runtime *runtime, Loop *loop) {
             Alarm *alarm = CONTAINER_OF(timer, Alarm, timer);
             alarm->rings(L, alarm);
         } else
-            scope_expire(L, runtime, CONTAINER_OF(timer, Scope, timer));
+            expire_scope(L, runtime, loop, CONTAINER_OF(timer, Scope, timer));
     }
 }
 

@@ -119,13 +119,14 @@ struct Scope {      /* malloc'ed, owned by its owner's chain */
     Task *owner;    /* NULL for a loop's own scope */
     Scope **handle; /* what Lua holds of it; cleared when the scope ends */
     size_t live;    /* number of children */
-    Timer timer;    /* of a timeout */
+    Timer timer;    /* of a timeout, or of a follower */
     uint8_t kind;   /* ScopeKind */
     bool is_cancelled;
     bool is_joining; /* its owner waits for the children */
     bool tells_ends; /* a task that does not end well wakes its owner, whatever that waits for */
     bool has_expired;
-    uint8_t outcome; /* of the function it was opened for; see calls.c */
+    bool has_follower; /* see scope_set_follower */
+    uint8_t outcome;   /* of the function it was opened for; see calls.c */
 };
 
 enum { TIMER_OF_TASK, TIMER_OF_SCOPE, TIMER_OF_SERVICE }; /* Timer.kind */

@@ -23,11 +23,42 @@ Scope *scope_open(lua_State *L, Task *task, ScopeKind kind) {
     return scope;
 }
 
+/* Where the function is kept: beside the place of the scope's cancellation. */
+static const void *follower_key(const Scope *scope) {
+    return (const char *)scope + 1;
+}
+
+static void forget_follower(lua_State *L, Scope *scope) {
+    if (!scope->has_follower)
+        return;
+    scope->has_follower = false;
+    lua_pushnil(L);
+    lua_rawsetp(L, UPVALUE_ANCHORS, follower_key(scope));
+}
+
+void scope_set_follower(lua_State *L, Loop *loop, Scope *scope, int64_t deadline_ns) {
+    lua_rawsetp(L, UPVALUE_ANCHORS, follower_key(scope));
+    scope->has_follower = true;
+    timers_cancel(&loop->timers, &scope->timer);
+    if (deadline_ns != CLOCK_NEVER && !timers_add(&loop->timers, &scope->timer, deadline_ns))
+        luaL_error(L, "not enough memory");
+}
+
+void scope_spawn_follower(lua_State *L, Runtime *runtime, Loop *loop, Scope *scope) {
+    if (!scope->has_follower)
+        return;
+    lua_rawgetp(L, UPVALUE_ANCHORS, follower_key(scope));
+    forget_follower(L, scope);
+    task_spawn(L, runtime, loop, scope, 0);
+    lua_pop(L, 1);
+}
+
 /* Takes the innermost scope out of the task's chain. */
 static Scope *scope_detach(lua_State *L, Loop *loop, Task *task) {
     Scope *scope = task->scope;
     task->scope = scope->outer;
     timers_cancel(&loop->timers, &scope->timer);
+    forget_follower(L, scope);
     if (scope->handle != NULL)
         *scope->handle = NULL;
     if (scope->is_cancelled) {

@@ -14,6 +14,13 @@ void scope_init(Scope *scope, ScopeKind kind, Task *owner);
 /* Opens a scope in the running task. Raises when memory is short. */
 Scope *scope_open(lua_State *L, Task *task, ScopeKind kind);
 
+/* When the scope is still there at that time, the function on the top of the stack, which it pops, is
+ * spawned into it. For a scope of kind SCOPE_GROUP; once. Raises when memory is short. */
+void scope_set_follower(lua_State *L, Loop *loop, Scope *scope, int64_t deadline_ns);
+
+/* That time has come. Raises when memory is short. */
+void scope_spawn_follower(lua_State *L, Runtime *runtime, Loop *loop, Scope *scope);
+
 /* Ends the innermost scope of the task, which has no children left, and does with its failures
  * what scope_take_failures does. */
 bool scope_close(lua_State *L, Runtime *runtime, Loop *loop, Task *task, int first);

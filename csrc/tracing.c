@@ -1,10 +1,16 @@
 #include "tracing.h"
+#include "cancel.h"
 #include "capture.h"
+#include "histogram.h"
 
 #include <string.h>
 
 #define BUFFER_METATABLE "opero.ContextBuffer"
 #define SCOPE_OF_FIELDS_METATABLE "opero.ContextScope"
+#define METER_METATABLE "opero.Meter"
+
+#define UPVALUE_METER lua_upvalueindex(5)  /* of execution, after the layer */
+#define UPVALUE_RAISES lua_upvalueindex(6) /* whether it gives results or raises, as a call does */
 
 /* ---- the context of the code that runs ---------------------------------------------------------- */
 
@@ -257,14 +263,125 @@ static int call_correlation_id(lua_State *L) {
     return 1;
 }
 
+/* ---- meters --------------------------------------------------------------------------------------- */
+
+typedef struct Meter { /* a userdata */
+    Histogram durations;
+    lua_Integer succeeded, failed, cancelled;
+} Meter;
+
+/* meter() -> a meter */
+static int call_meter(lua_State *L) {
+    Meter *meter = lua_newuserdatauv(L, sizeof *meter, 0);
+    memset(meter, 0, sizeof *meter);
+    luaL_setmetatable(L, METER_METATABLE);
+    return 1;
+}
+
+static Meter *check_meter(lua_State *L) {
+    return luaL_checkudata(L, 1, METER_METATABLE);
+}
+
+static void set_number(lua_State *L, const char *name, double value) {
+    lua_pushnumber(L, value);
+    lua_setfield(L, -2, name);
+}
+
+/* meter:read() -> succeeded, failed, cancelled, and a table of seconds */
+static int meter_read(lua_State *L) {
+    const Meter *meter = check_meter(L);
+    const Histogram *durations = &meter->durations;
+    lua_pushinteger(L, meter->succeeded);
+    lua_pushinteger(L, meter->failed);
+    lua_pushinteger(L, meter->cancelled);
+    lua_createtable(L, 0, 8);
+    lua_pushinteger(L, (lua_Integer)durations->count);
+    lua_setfield(L, -2, "count");
+    if (durations->count > 0) {
+        set_number(L, "sum", durations->sum_ns / 1e9);
+        set_number(L, "mean", durations->sum_ns / 1e9 / (double)durations->count);
+        set_number(L, "min", clock_to_seconds(durations->least_ns));
+        set_number(L, "max", clock_to_seconds(durations->most_ns));
+    }
+    return 4;
+}
+
+/* meter:count() -> how many durations were added */
+static int meter_count(lua_State *L) {
+    lua_pushinteger(L, (lua_Integer)check_meter(L)->durations.count);
+    return 1;
+}
+
+/* meter:percentile(fraction) -> seconds, nil when nothing was measured */
+static int meter_percentile(lua_State *L) {
+    const Meter *meter = check_meter(L);
+    double fraction = luaL_checknumber(L, 2);
+    if (meter->durations.count == 0)
+        return 0;
+    lua_pushnumber(L, clock_to_seconds(histogram_percentile_ns(&meter->durations, fraction)));
+    return 1;
+}
+
+/* meter:below(seconds) -> how many took no longer */
+static int meter_below(lua_State *L) {
+    const Meter *meter = check_meter(L);
+    lua_pushinteger(L, (lua_Integer)histogram_count_below(
+                           &meter->durations, clock_from_seconds(luaL_checknumber(L, 2))));
+    return 1;
+}
+
+/* meter:add(seconds) */
+static int meter_add(lua_State *L) {
+    histogram_add(&check_meter(L)->durations, clock_from_seconds(luaL_checknumber(L, 2)));
+    return 0;
+}
+
+static int meter_gc(lua_State *L) {
+    histogram_free(&check_meter(L)->durations);
+    return 0;
+}
+
+static const luaL_Reg meter_methods[] = {
+    {"read", meter_read},   {"count", meter_count}, {"percentile", meter_percentile},
+    {"below", meter_below}, {"add", meter_add},     {NULL, NULL}};
+
+/* Counts the outcome that stands above the time at which an execution began. Of cancelled ones the time
+ * says nothing. */
+static void note_outcome(lua_State *L, const Runtime *runtime) {
+    Meter *meter = lua_touserdata(L, UPVALUE_METER);
+    if (lua_toboolean(L, 2)) {
+        meter->succeeded++;
+    } else if (is_cancellation(L, 3)) {
+        meter->cancelled++;
+        return;
+    } else
+        meter->failed++;
+    histogram_add(&meter->durations,
+                  clock_now_ns(&runtime->loop->clock) - (int64_t)lua_tointeger(L, 1));
+}
+
+/* ---- executions ------------------------------------------------------------------------------------ */
+
+/* Returns what stands above the time at which the execution began: its outcome, or what a call gives. */
+static int hand_over(lua_State *L) {
+    if (!lua_toboolean(L, UPVALUE_RAISES))
+        return lua_gettop(L) - 1;
+    if (lua_toboolean(L, 2))
+        return lua_gettop(L) - 2;
+    lua_settop(L, 3); /* nil, where the outcome has no error */
+    return runtime_rethrow(L);
+}
+
 /* The layer around all others: gives what runs in it a correlation id, unless there is one. `serial` is
  * that of the context it made, or 0. */
 static int execution_ended(lua_State *L, int status, lua_KContext serial) {
     Runtime *runtime = runtime_of(L);
     Context *now = current(runtime);
     (void)status;
+    luaL_checkstack(L, 4, "too many results");
+    note_outcome(L, runtime);
     if (now == NULL || serial == 0)
-        return lua_gettop(L);
+        return hand_over(L);
     if ((lua_KContext)now->serial == serial) {
         enter(runtime, context_keep(now->base)); /* there is a place: it needs no memory */
     } else {                                     /* other fields have come, and stay */
@@ -275,7 +392,7 @@ static int execution_ended(lua_State *L, int status, lua_KContext serial) {
             enter(runtime, NULL); /* better none than that of another execution */
         bytes_free(&name);
     }
-    return lua_gettop(L);
+    return hand_over(L);
 }
 
 static int execution(lua_State *L) {
@@ -283,9 +400,10 @@ static int execution(lua_State *L) {
     Context *now = current(runtime), *context;
     int count = lua_gettop(L);
     lua_KContext serial = 0;
-    luaL_checkstack(L, 1, "too many arguments");
+    luaL_checkstack(L, 2, "too many arguments");
+    lua_pushinteger(L, clock_now_ns(&runtime->loop->clock));
     lua_pushvalue(L, UPVALUE_OWN);
-    lua_insert(L, 1);
+    lua_rotate(L, 1, 2);
     if (now == NULL || !now->is_correlated) {
         context = context_make_execution(&runtime->contexts, now);
         if (context != NULL) { /* else it has to do without */
@@ -298,11 +416,13 @@ static int execution(lua_State *L) {
     return execution_ended(L, LUA_OK, serial);
 }
 
-/* execution(layer) -> layer */
+/* execution(layer, meter, raises?) -> layer, or a function like one that returns the results or raises the
+ * error */
 static int call_execution(lua_State *L) {
     luaL_checkany(L, 1);
-    lua_settop(L, 1);
-    runtime_push_function(L, execution, 1);
+    luaL_checkudata(L, 2, METER_METATABLE);
+    lua_settop(L, 3);
+    runtime_push_function(L, execution, 3);
     return 1;
 }
 
@@ -311,6 +431,7 @@ static const luaL_Reg functions[] = {{"add_context", call_add},
                                      {"get_context", call_get},
                                      {"push_context", call_push},
                                      {"execution", call_execution},
+                                     {"meter", call_meter},
                                      {"correlation_id", call_correlation_id},
                                      {NULL, NULL}};
 
@@ -319,6 +440,10 @@ void tracing_register(lua_State *L, int module) {
     runtime_set_functions(L, module, functions);
     runtime_new_metatable(L, BUFFER_METATABLE, NULL);
     lua_pushcfunction(L, buffer_gc);
+    lua_setfield(L, -2, "__gc");
+    lua_pop(L, 1);
+    runtime_new_metatable(L, METER_METATABLE, meter_methods);
+    lua_pushcfunction(L, meter_gc);
     lua_setfield(L, -2, "__gc");
     lua_pop(L, 1);
     runtime_new_metatable(L, SCOPE_OF_FIELDS_METATABLE, NULL);

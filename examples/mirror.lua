@@ -21,7 +21,6 @@ local signal = require "posix.signal"
 local tcp = require "tcp"
 
 local MIRROR_DELAY = 0.05 -- seconds before the sound server begins to answer
-local MIRROR_PATIENCE = 10 -- seconds that an attempt there may take
 
 ---The body is whole, but it is not the file.
 local WrongBody = opero.errors.class("WrongBody")
@@ -37,9 +36,10 @@ local function mirror(options)
   local sound <close> = http_server.start(options.serve, faults.slow(MIRROR_DELAY))
 
   ---One attempt: plain code that suspends where it must and raises when it fails.
-  local function fetch(server, seconds, path)
+  local function fetch(path, server)
+    server = server or flaky
     report:attempt(path, server)
-    local body = opero.timeout(seconds, http_client.get, server.port, path)
+    local body = http_client.get(server.port, path)
     if body ~= folder.read(options.folder, path) then
       error(WrongBody("the body of " .. path .. " is not the file on disk"))
     end
@@ -47,13 +47,7 @@ local function mirror(options)
     return #body
   end
 
-  local function from_flaky(path)
-    return fetch(flaky, options.timeout, path)
-  end
-
-  local function from_sound(path)
-    return fetch(sound, MIRROR_PATIENCE, path)
-  end
+  local retry_on = { tcp.ConnectionError, http_client.Unavailable, opero.errors.TimeoutError }
 
   local policies = {
     -- What may pass is tried again; "404 Not Found" and a wrong body will not pass.
@@ -63,10 +57,22 @@ local function mirror(options)
       wait_max = options.wait_max,
       wait_multiplier = 0.05,
       jitter = "full",
-      retry_on = { tcp.ConnectionError, http_client.Unavailable, opero.errors.TimeoutError },
+      retry_on = retry_on,
     },
     -- When three attempts have failed, or one for good, the mirror is asked, by the same rules.
-    fallbacks = { from_sound },
+    arg_fallback = { position = 2, values = { sound } },
+    -- An attempt that takes longer has failed (the sound server takes its time on purpose) ...
+    timeout_config = { attempt = options.timeout + MIRROR_DELAY },
+    -- ... and a server that hardly answers any more is spared for a moment.
+    circuit_breaker_config = {
+      failure_rate = 0.9,
+      window = { calls = 20 },
+      open_for = 0.5,
+      failure_on = retry_on,
+      key = function(_, server)
+        return server and "sound" or "flaky"
+      end,
+    },
     -- The servers together are to be asked no more often than this, retries included ...
     rate_limit_config = { rate = options.rate, burst = 10 },
     -- ... nor is more than this to be under way at once.
@@ -77,9 +83,9 @@ local function mirror(options)
   local errors
   do
     local _ <close> = report:show_progress()
-    errors = select(2, orchestrator:map(from_flaky, files, { on_error = "collect" }))
+    errors = select(2, orchestrator:map(fetch, files, { on_error = "collect" }))
   end
-  return report:finish(files, errors, injected)
+  return report:finish(files, errors, injected, orchestrator:stats().events)
 end
 
 local options = mirror_options.parse { ... }

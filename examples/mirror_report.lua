@@ -105,8 +105,9 @@ end
 ---@param files string[]
 ---@param errors table<integer, any> of the files that are not here, by their index
 ---@param injected table<string, integer>
+---@param events table<string, integer> what the policies did
 ---@return integer # the exit status: 0 when every file is here and right
-function report_methods:finish(files, errors, injected)
+function report_methods:finish(files, errors, injected, events)
   local seconds = opero.now() - self.began
   for i, path in ipairs(files) do
     if errors[i] ~= nil then
@@ -129,6 +130,9 @@ function report_methods:finish(files, errors, injected)
       self.attempts, self.retries, self.fallbacks
     ),
     ("faults     %s\n"):format(table.concat(kinds, ", ")),
+    ("policies   %d attempts timed out, %d waited for the rate, breakers opened %d times\n"):format(
+      events.timeout or 0, events.rate_limited or 0, events.breaker_open or 0
+    ),
     ("latency    p50 %s, p90 %s, p99 %s, max %s\n"):format(
       percentile(lat, 50), percentile(lat, 90), percentile(lat, 99), percentile(lat, 100)
     ),

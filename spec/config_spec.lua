@@ -37,8 +37,13 @@ end)
 
 describe("RateLimitConfig and ConcurrencyConfig", function()
   it("complete with the defaults", function()
-    assert.same({ rate = 0.5, burst = 1 }, opero.RateLimitConfig { rate = 0.5 })
-    assert.same({ rate = 2, burst = 9 }, opero.RateLimitConfig { rate = 2, burst = 9 })
+    local more = { mode = "wait", max_keys = 10000 }
+    for _, given in ipairs { { rate = 0.5, burst = 1 }, { rate = 2, burst = 9 } } do
+      local config = opero.RateLimitConfig(given)
+      more.rate, more.burst = given.rate, given.burst
+      assert.same(more, config)
+    end
+    assert.equal(1, opero.RateLimitConfig({ rate = 0.5 }).burst)
     assert.same({ limit = 4 }, opero.ConcurrencyConfig { limit = 4 })
   end)
 
@@ -47,7 +52,7 @@ describe("RateLimitConfig and ConcurrencyConfig", function()
       refused(opero.RateLimitConfig).message)
     assert.equal("RateLimitConfig.rate: expected a finite number > 0, got nil",
       refused(opero.RateLimitConfig, { burst = 2 }).message)
-    assert.equal("ConcurrencyConfig.limit: expected an integer >= 1, got nil",
+    assert.equal('ConcurrencyConfig.limit: expected an integer >= 1, or "adaptive", got nil',
       refused(opero.ConcurrencyConfig, {}).message)
   end)
 end)
@@ -148,7 +153,9 @@ local misuse = {
   },
   concurrency_config = {
     [""] = { { 1, "x", true, noop }, "a table of options" },
-    limit = { { 0, -1, 0.5, "1", true, {}, INF, NAN, "adaptive" }, "an integer >= 1" },
+    limit = {
+      { 0, -1, 0.5, "1", true, {}, INF, NAN, "adaptable" }, 'an integer >= 1, or "adaptive"',
+    },
   },
   fallbacks = { [""] = { { 1, "x", true, io.stdout }, "a function or a list of functions" } },
   logger = {
@@ -225,10 +232,12 @@ describe("an unknown option", function()
   end)
 
   it("without one near is answered with the list", function()
-    assert.equal("config.cache_size: unknown option; the options are concurrency_config, "
-      .. "fallbacks, logger, multiprocess_config, rate_limit_config, retry_config",
-      message { cache_size = 1 })
-    assert.equal("config.rate_limit_config.mode: unknown option; the options are burst, rate",
-      message { rate_limit_config = { rate = 1, mode = "reject" } })
+    assert.equal("config.zebra: unknown option; the options are arg_fallback, cache_config, "
+      .. "chaos_config, circuit_breaker_config, concurrency_config, fallback_on, fallbacks, "
+      .. "hedge_config, logger, multiprocess_config, name, on, rate_limit_config, retry_config, "
+      .. "timeout_config", message { zebra = 1 })
+    assert.equal("config.rate_limit_config.zebra: unknown option; the options are burst, cost, "
+      .. "key, max_keys, max_wait, mode, rate",
+      message { rate_limit_config = { rate = 1, zebra = "reject" } })
   end)
 end)

@@ -5,12 +5,19 @@
 -- it, from top to bottom, is what it prints, line by line; `...` stands for anything. A block
 -- without any `-->` only has to end well.
 
+local cache = require "opero.cache"
+local chaos = require "opero.chaos"
+local circuit_breaker = require "opero.circuit_breaker"
 local concurrency = require "opero.concurrency"
 local errors = require "opero.errors"
+local events = require "opero.events"
+local hedge = require "opero.hedge"
 local opero = require "opero"
 local pool = require "opero.pool"
 local rate_limit = require "opero.rate_limit"
 local retry = require "opero.retry"
+local retry_budget = require "opero.retry_budget"
+local timeout = require "opero.timeout"
 local stdlib = require "posix.stdlib"
 
 local function read(path)
@@ -111,8 +118,8 @@ describe("the examples of", function()
     file:close()
     local pipe = assert(io.popen("cd " .. folder .. " && exec lua5.4 example.lua 2>&1"))
     local output = pipe:read("a")
-    -- What the library says of workers that crash, as they do in some examples, is for stderr.
-    output = output:gsub("[^\n]- WARNING  opero: worker crashed[^\n]*\n", "")
+    -- What the library says of workers that crash and such, as in some examples, is for stderr.
+    output = output:gsub("[^\n]- WARNING  opero: [^\n]*\n", "")
     return output, (pipe:close() == true)
   end
 
@@ -245,9 +252,16 @@ describe("the pages", function()
       end)
     end)
     objects[#objects + 1] = { "pool", opero.Pool() }
-    objects[#objects + 1] = { "log", opero.get_logger() }
+    for name, object in pairs {
+      log = opero.get_logger(), breaker = opero.CircuitBreaker(),
+      bulkhead = opero.Bulkhead { limit = 1 },
+      limiter = opero.RateLimiter { rate = 1 }, budget = opero.RetryBudget(),
+      pipeline = opero.pipeline {},
+    } do
+      objects[#objects + 1] = { name, object }
+    end
     local all = texts["docs/running.md"] .. texts["docs/orchestrating.md"] .. texts["docs/pool.md"]
-      .. texts["docs/logging.md"]
+      .. texts["docs/logging.md"] .. texts["docs/policies.md"] .. texts["docs/events.md"]
     for _, object in ipairs(objects) do
       local methods = debug.getmetatable(object[2]).__index
       for name in pairs(methods) do
@@ -284,26 +298,50 @@ local function rows_under(page, heading)
 end
 
 describe("the tables of options", function()
-  -- Of matchers the page has to say in words what stands in for them.
-  local in_words = { retry_on = "all but cancellation" }
+  -- Where the default is none that could be written down the page has to say it in words.
+  local in_words = {
+    retry_on = "all but cancellation and `CircuitOpenError`",
+    failure_on = "all but cancellation",
+    failures = "5, unless there is a rate",
+    window = "the last 100 calls",
+    min_calls = "10, or fewer in a smaller window",
+    delay = "`{ percentile = 0.95 }`",
+    error = "an OperoError",
+    result = "nil",
+    seed = "those of the runtime",
+  }
 
-  for heading, options in pairs {
-    ["RetryConfig"] = retry.options,
-    ["RateLimitConfig"] = rate_limit.options,
-    ["ConcurrencyConfig"] = concurrency.options,
+  for heading, place in pairs {
+    ["RetryConfig"] = { "orchestrating", retry.options },
+    ["RateLimitConfig"] = { "orchestrating", rate_limit.options },
+    ["ConcurrencyConfig"] = { "orchestrating", concurrency.options },
+    ["TimeoutConfig"] = { "policies", timeout.options },
+    ["CircuitBreakerConfig"] = { "policies", circuit_breaker.options },
+    ["HedgeConfig"] = { "policies", hedge.options },
+    ["CacheConfig"] = { "policies", cache.options },
+    ["RetryBudget"] = { "policies", retry_budget.options },
+    ["Chaos"] = { "policies", chaos.options },
   } do
+    local page, options = ("docs/%s.md"):format(place[1]), place[2]
     it("agree with " .. heading, function()
       local documented = {}
-      for _, row in ipairs(rows_under("docs/orchestrating.md", heading)) do
+      for _, row in ipairs(rows_under(page, heading)) do
         local name = row[1]:match("^`([%w_]+)`$")
+        if not name then
+          break -- another table
+        end
         local field = assert(options.fields[name], "no such option: " .. row[1])
         documented[name] = true
-        local default = in_words[name]
+        local default = (heading ~= "RetryBudget" or nil) and in_words[name]
+          or heading == "CacheConfig" and name == "key"
+          and "the arguments, which have to be scalars"
           or field.required and "required"
           or ("`%s`"):format(type(field.default) == "string" and '"' .. field.default .. '"'
             or tostring(field.default))
         assert.equal(default, row[3], name)
-        local bound = field.min and ">= " .. field.min or field.above and "> " .. field.above
+        local bound = field.max and field.max < 1000
+          and ("from %s to %s"):format(field.min, field.max)
+          or field.min and ">= " .. field.min or field.above and "> " .. field.above
         assert.is_truthy(not bound or row[2]:find(bound, 1, true), name .. ": " .. row[2])
         for _, value in ipairs(field.values or {}) do
           assert.is_truthy(row[2]:find(('`"%s"`'):format(value), 1, true), value)
@@ -335,6 +373,21 @@ describe("the table of the options of pools", function()
       end
     end
     for name in pairs(pool.options.fields) do
+      assert.is_true(documented[name], name)
+    end
+  end)
+end)
+
+describe("the table of events", function()
+  it("has them all, and no other", function()
+    local documented = {}
+    for _, row in ipairs(rows_under("docs/events.md", "The events")) do
+      local name = row[1]:match("^`([%w_]+)`$")
+      assert.is_table(events.kinds[name], row[1])
+      assert.equal(events.kinds[name].level, row[2])
+      documented[name] = true
+    end
+    for name in pairs(events.kinds) do
       assert.is_true(documented[name], name)
     end
   end)
@@ -383,7 +436,7 @@ describe("the house", function()
   it("has policies that do not know each other", function()
     local may_know = {
       backoff = true, check = true, core = true, errors = true, matcher = true, outcome = true,
-      report = true,
+      events = true, retry_budget = true, adaptive = true,
     }
     local policies = 0
     for _, row in ipairs(rows_under("docs/layout.md", "The Lua files")) do
@@ -397,7 +450,7 @@ describe("the house", function()
         end
       end
     end
-    assert.equal(4, policies)
+    assert.equal(9, policies)
   end)
 
   it("has a table of all its Lua files", function()

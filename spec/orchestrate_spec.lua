@@ -89,7 +89,8 @@ describe("opero", function()
     "pollfd", "deadline", "traceback", "wrap", "Orchestrator", "OrchestratorConfig", "RetryConfig",
     "RateLimitConfig", "ConcurrencyConfig", "MultiprocessConfig", "FallbackChain", "orchestrate",
     "Pool", "get_logger", "ContextAdapter", "log_context", "configure_logging", "correlation_id",
-    "reopen_logs",
+    "reopen_logs", "TimeoutConfig", "CircuitBreaker", "CircuitBreakerConfig", "HedgeConfig",
+    "CacheConfig", "RateLimiter", "Bulkhead", "RetryBudget", "Chaos", "pipeline", "value",
   }
 
   it("has what it promises, and nothing else", function()
@@ -103,7 +104,12 @@ describe("opero", function()
     end
     assert.equal(errors, opero.errors)
     assert.is_string(opero._VERSION)
-    left.errors, left._VERSION = nil, nil
+    assert.same({ "function", "function", "function", "function" }, {
+      type(opero.backoff.constant), type(opero.backoff.linear), type(opero.backoff.exponential),
+      type(opero.backoff.decorrelated),
+    })
+    assert.is_function(opero.metrics.prometheus)
+    left.errors, left._VERSION, left.backoff, left.metrics = nil, nil, nil, nil
     assert.same({}, left)
   end)
 

@@ -12,8 +12,8 @@ local simulated = support.simulated
 local Refused = errors.class("Refused")
 
 -- A caller of functions through this policy alone.
-local function caller(config, report)
-  local layer = retry.layer(retry.config(config), core.invoke, report)
+local function caller(config, told)
+  local layer = retry.layer(retry.config(config), core.invoke, told)
   return function(fn, ...)
     return outcome.raise(layer(fn, ...))
   end
@@ -84,10 +84,9 @@ describe("retry", function()
   end
 
   it("never sleeps with one attempt", function()
-    local report = function() end
     for _, reraise in ipairs { true, false } do
       -- In a coroutine, outside any task, a sleep would be refused.
-      local call = caller({ max_attempts = 1, reraise = reraise }, report)
+      local call = caller { max_attempts = 1, reraise = reraise }
       local calls = 0
       local function fail()
         calls = calls + 1
@@ -299,11 +298,15 @@ describe("a cancellation", function()
   end))
 
   it("by a timeout is one as well", simulated(function()
-    local fn, times = broken "x"
-    local err = raised(opero.timeout, 2, caller(always), fn)
+    local times = {}
+    local err = raised(opero.timeout, 2, caller(always), function()
+      times[#times + 1] = opero.now()
+      opero.sleep(0.75)
+      error("x", 0)
+    end)
     assert.is_true(errors.is(err, errors.TimeoutError))
     assert.equal(2, opero.now())
-    assert.same({ 0, 1 }, times)
+    assert.same({ 0, 1.75 }, times)
   end))
 
   it("raised by hand is not retried either", simulated(function()
@@ -318,28 +321,29 @@ describe("a cancellation", function()
   end))
 end)
 
-describe("retry tells its reporter", function()
-  local function reporter(tell)
-    return { enabled = function() return true end, tell = tell }
+describe("retry tells of its events", function()
+  local function listener(tell)
+    return {
+      note = function() return true end,
+      tell = function(_, name, fields) tell(name, fields) end,
+    }
   end
 
   it("of every retry, and of giving up", simulated(function()
     local told = {}
-    local call = caller({ max_attempts = 3, wait_min = 2 }, reporter(function(...)
+    local call = caller({ max_attempts = 3, wait_min = 2 }, listener(function(...)
       told[#told + 1] = { ... }
     end))
     raised(call, (failing("a", "b", "c")))
     assert.same({
-      { "info", "attempt failed, will retry",
-        { attempt = 1, max_attempts = 3, wait = 2, error = "a" } },
-      { "info", "attempt failed, will retry",
-        { attempt = 2, max_attempts = 3, wait = 2, error = "b" } },
-      { "info", "all attempts failed", { attempts = 3, error = "c" } },
+      { "retry", { attempt = 1, max_attempts = 3, wait = 2, error = "a" } },
+      { "retry", { attempt = 2, max_attempts = 3, wait = 2, error = "b" } },
+      { "retries_exhausted", { attempts = 3, error = "c" } },
     }, told)
   end))
 
   it("nothing when the first attempt succeeds or the error does not match", simulated(function()
-    local call = caller({ retry_on = Refused }, reporter(function() error "told" end))
+    local call = caller({ retry_on = Refused }, listener(function() error "told" end))
     call(function() end)
     assert.equal("x", raised(call, (broken "x")))
   end))

@@ -206,6 +206,10 @@ errors.CircuitOpenError = errors.class("CircuitOpenError")
 ---@type opero.ErrorClass
 errors.QueueFullError = errors.class("QueueFullError")
 
+--- A rate limit let nothing through. Fields: retry_after (seconds), key.
+---@type opero.ErrorClass
+errors.RateLimitError = errors.class("RateLimitError")
+
 --- A worker process died.
 ---@type opero.ErrorClass
 errors.WorkerCrashedError = errors.class("WorkerCrashedError")

@@ -9,7 +9,7 @@
 -- luacheck: ignore 212 241 (these functions have no bodies)
 
 ---@class opero
----@field Orchestrator fun(config: opero.OrchestratorConfig|table|nil): opero.Orchestrator
+---@field Orchestrator fun(given: opero.OrchestratorConfig|table|nil): opero.Orchestrator
 ---@field OrchestratorConfig fun(given: opero.OrchestratorConfig?): opero.OrchestratorConfig
 ---@field RetryConfig fun(given: opero.RetryConfig?): opero.RetryConfig
 ---@field RateLimitConfig fun(given: opero.RateLimitConfig): opero.RateLimitConfig
@@ -17,10 +17,23 @@
 ---@field MultiprocessConfig fun(given: opero.PoolConfig?): opero.PoolConfig
 ---@field Pool fun(given: opero.PoolConfig?): opero.Pool
 ---@field FallbackChain fun(primary: function, fallbacks: any): opero.FallbackChain
----@field orchestrate fun(config: table?): fun(fn: function): opero.Orchestrated
+---@field orchestrate fun(given: table?): fun(fn: function): opero.Orchestrated
 ---@field all fun(entries: (function|opero.Task)[]): table
 ---@field any fun(entries: (function|opero.Task)[]): any ...
 ---@field race fun(entries: (function|opero.Task)[]): any ...
+---@field TimeoutConfig fun(given: opero.TimeoutConfig?): opero.TimeoutConfig
+---@field CircuitBreakerConfig fun(given: opero.CircuitBreakerConfig?): opero.CircuitBreakerConfig
+---@field CircuitBreaker fun(given: opero.CircuitBreakerConfig?): opero.CircuitBreaker
+---@field HedgeConfig fun(given: opero.HedgeConfig?): opero.HedgeConfig
+---@field CacheConfig fun(given: opero.CacheConfig): opero.CacheConfig
+---@field RateLimiter fun(given: opero.RateLimitConfig): opero.RateLimiter
+---@field Bulkhead fun(given: opero.ConcurrencyConfig): opero.Bulkhead
+---@field RetryBudget fun(given: opero.RetryBudgetConfig?): opero.RetryBudget
+---@field Chaos fun(given: opero.ChaosConfig?): opero.Chaos
+---@field pipeline fun(elements: table): opero.Pipeline
+---@field value fun(...: any): function a fallback that always has these results
+---@field backoff opero.backoff.Generators the waits between attempts
+---@field metrics { prometheus: fun(): string }
 ---@field get_logger fun(name: string?, options: opero.LoggerOptions?): opero.Logger
 ---@field ContextAdapter fun(logger: opero.Logger, fields: table<string, any>?): opero.Logger
 ---@field log_context fun(logger: opero.Logger, fields: table, fn: function?, ...: any): any ...

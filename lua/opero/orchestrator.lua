@@ -5,47 +5,56 @@ local check = require "opero.check"
 local concurrency = require "opero.concurrency"
 local core = require "opero.core"
 local errors = require "opero.errors"
-local fallback = require "opero.fallback"
+local events = require "opero.events"
+local metrics = require "opero.metrics"
 local outcome = require "opero.outcome"
+local pipeline = require "opero.pipeline"
 local pool = require "opero.pool"
-local rate_limit = require "opero.rate_limit"
-local report = require "opero.report"
-local retry = require "opero.retry"
 
 ---@class opero.OrchestratorConfig
----@field retry_config opero.RetryConfig? default: no retries
+---@field name string? under which opero.metrics tells of it; default: it does not
+---@field cache_config opero.CacheConfig? default: results are not kept
+---@field timeout_config opero.TimeoutConfig? default: no limit of time
+---@field concurrency_config opero.ConcurrencyConfig|opero.Bulkhead|nil default: no limit
 ---@field fallbacks function|function[]? called in turn, with the arguments of the call, when the
 ---  function has failed; default: none
----@field rate_limit_config opero.RateLimitConfig? default: no limit
----@field concurrency_config opero.ConcurrencyConfig? default: no limit
+---@field fallback_on opero.Matcher? which errors they are for; default: all but cancellation
+---@field arg_fallback opero.ArgFallback? the function is called again with other values of one
+---  argument, before the fallbacks; default: it is not
+---@field retry_config opero.RetryConfig? default: no retries
+---@field hedge_config opero.HedgeConfig? default: no hedging
+---@field circuit_breaker_config opero.CircuitBreakerConfig|opero.CircuitBreaker|nil default: none
+---@field rate_limit_config opero.RateLimitConfig|opero.RateLimiter|nil default: no limit
+---@field chaos_config opero.ChaosConfig|opero.Chaos|nil faults on purpose; default: none
 ---@field multiprocess_config opero.PoolConfig|opero.Pool? each attempt is a task of a pool: one of
 ---  its own, that is closed with it, or a given one; default: attempts run in the caller's task
----@field logger opero.LoggerLike? told of retries, fallbacks and waits; default: the logger "opero"
+---@field logger opero.LoggerLike? told of events; default: the logger "opero"
+---@field on table<opero.EventName, fun(fields: table)>? listeners
 
 local orchestrator = {}
 
--- The order of the layers, outermost first. What stands below the fallbacks is passed by each
--- function on its own.
-local layers = {
-  { option = "concurrency_config", policy = concurrency },
-  { option = "fallbacks", policy = fallback },
-  { option = "retry_config", policy = retry },
-  { option = "rate_limit_config", policy = rate_limit },
-}
-
-local function options_of(list)
+local function all_options()
   local fields = {
-    logger = report.field,
+    name = {
+      check = function(value, path)
+        if type(value) ~= "string" or value == "" then
+          check.fail(path, value, "a string that is not empty")
+        end
+        return value
+      end,
+    },
+    logger = events.logger_field,
     multiprocess_config = pool.field,
+    on = events.listeners_field,
   }
-  for _, layer in ipairs(list) do
-    fields[layer.option] = layer.policy.field
+  for name, field in pairs(pipeline.fields) do
+    fields[name] = field
   end
-  return { fields = fields }
+  return { fields = fields, verify = pipeline.verify }
 end
 
 ---@type opero.check.Spec
-orchestrator.options = options_of(layers)
+orchestrator.options = all_options()
 
 --- Checks and completes a table of options. Raises ConfigError.
 ---@type fun(given: opero.OrchestratorConfig?): opero.OrchestratorConfig
@@ -69,7 +78,10 @@ end
 ---@class opero.Orchestrator
 ---@field config opero.OrchestratorConfig completed; not to be changed
 ---@field pipeline opero.Layer all layers in one
+---@field private call function the same, with results or an error as a call has them
+---@field meter userdata counts executions, and how long they take
 ---@field private pool opero.Pool? in which its attempts run
+---@field private told opero.Events
 local methods = {}
 
 --- Calls fn through the policies, here and now: no task is spawned.
@@ -82,7 +94,7 @@ function methods:execute(fn, ...)
   if type(fn) ~= "function" then
     check.callable(fn, "execute.fn")
   end
-  return outcome.raise(self.pipeline(fn, ...))
+  return self.call(fn, ...)
 end
 
 local function results_or_error(ok, ...)
@@ -112,7 +124,7 @@ end
 
 local function limit_of(self)
   local config = self.config.concurrency_config
-  return config and config.limit
+  return config and concurrency.fixed_limit(config)
 end
 
 --- Calls every function with every item, all at once as far as `concurrency_config` permits.
@@ -168,6 +180,103 @@ function methods:imap(fn, items, options)
   return batch.imap(self.pipeline, limit_of(self), fn, items, options)
 end
 
+-- ---- what it tells of itself ------------------------------------------------------------------
+
+local TELLS_OF_EXECUTIONS <const> = { success = true, failure = true }
+
+-- The layer that tells of executions, for when somebody listens.
+local function telling(next_layer, told)
+  local function tell(began, ok, ...)
+    local name = ok and "success" or "failure"
+    if (ok or not outcome.is_final(...)) and told:note(name) then
+      local fields = { seconds = core.now() - began }
+      if not ok then
+        fields.error = (...)
+      end
+      told:tell(name, fields)
+    end
+    return ok, ...
+  end
+  return outcome.protected(function(...)
+    return tell(core.now(), next_layer(...))
+  end)
+end
+
+local function put_together(self)
+  local layer = self.policies
+  local listeners = self.told.listeners
+  if listeners.success or listeners.failure then
+    layer = telling(layer, self.told)
+  end
+  -- An execution has a correlation id, and is counted.
+  self.pipeline = core.execution(layer, self.meter)
+  self.call = core.execution(layer, self.meter, true)
+end
+
+--- Has fn called with the fields of each such event (docs/events.md lists them), besides other
+--- listeners. An error of it is reported, and breaks nothing. Raises ConfigError.
+---@param name opero.EventName
+---@param fn fun(fields: table)
+function methods:on(name, fn)
+  self.told:on(name, fn)
+  if TELLS_OF_EXECUTIONS[name] then
+    put_together(self)
+  end
+end
+
+---@class opero.OrchestratorStats
+---@field executions integer that have ended
+---@field succeeded integer
+---@field failed integer
+---@field cancelled integer
+---@field events table<opero.EventName, integer> how often each has happened
+---@field latency opero.Latency of executions, but for those that were cancelled
+---@field concurrency opero.BulkheadStats? with concurrency_config
+---@field circuit_breaker opero.CircuitBreakerMetrics? with circuit_breaker_config; of those with
+---  keys only the breaker itself knows more
+
+---@class opero.Latency seconds; percentiles are off by less than 1 %
+---@field count integer
+---@field mean number?
+---@field min number?
+---@field max number?
+---@field p50 number?
+---@field p90 number?
+---@field p99 number?
+---@field p999 number?
+
+--- Counts since it was made, and how long executions took.
+---@return opero.OrchestratorStats
+function methods:stats()
+  local succeeded, failed, cancelled, latency = self.meter:read()
+  for name, fraction in pairs { p50 = 0.5, p90 = 0.9, p99 = 0.99, p999 = 0.999 } do
+    latency[name] = self.meter:percentile(fraction)
+  end
+  local counts = {}
+  for name, count in pairs(self.told.counts) do
+    counts[name] = count
+  end
+  local config = self.config
+  return {
+    executions = succeeded + failed + cancelled,
+    succeeded = succeeded, failed = failed, cancelled = cancelled,
+    events = counts,
+    latency = latency,
+    concurrency = config.concurrency_config and self.bulkhead:stats() or nil,
+    circuit_breaker = config.circuit_breaker_config and self.breaker:metrics() or nil,
+  }
+end
+
+--- The duration that so great a part of the executions did not exceed.
+---@param fraction number from 0 to 1
+---@return number? seconds nil when there was none
+function methods:percentile(fraction)
+  if type(fraction) ~= "number" or not (fraction >= 0 and fraction <= 1) then
+    check.fail("percentile.fraction", fraction, "a number from 0 to 1")
+  end
+  return self.meter:percentile(fraction)
+end
+
 --- Closes the pool that `multiprocess_config` made, as Pool:close does; one that was given stays
 --- open. Without either there is nothing to close. Also through a `<close>` variable.
 ---@param timeout number?
@@ -185,25 +294,40 @@ local mt = {
   end,
 }
 
+-- The objects behind options, so that what they know can be asked for. The options stay as they
+-- are.
+local function objects_of(config)
+  local given = {}
+  for name, value in pairs(config) do
+    given[name] = value
+  end
+  return pipeline.with_objects(given)
+end
+
 --- Makes an orchestrator. Raises ConfigError.
 ---@param given opero.OrchestratorConfig|{ config: opero.OrchestratorConfig }|nil
 ---@return opero.Orchestrator
 function orchestrator.new(given)
   local config = check.options(orchestrator.options, unwrap(given), "config")
-  local told = config.logger and report.to(config.logger) or report.default
   local workers = config.multiprocess_config
   if workers and type(workers) == "table" then
     workers = pool.open(workers)
   end
-  local pipeline = workers and pool.layer(workers) or core.invoke
-  for i = #layers, 1, -1 do
-    local layer = layers[i]
-    if config[layer.option] ~= nil then
-      pipeline = layer.policy.layer(config[layer.option], pipeline, told)
-    end
+  local told, objects = events.new(config.logger, config.on), objects_of(config)
+  local self = setmetatable({
+    config = config,
+    pool = workers,
+    told = told,
+    meter = core.meter(),
+    bulkhead = objects.concurrency_config,
+    breaker = objects.circuit_breaker_config,
+    policies = pipeline.compose(objects, workers and pool.layer(workers) or core.invoke, told),
+  }, mt)
+  put_together(self)
+  if config.name then
+    metrics.register(config.name, self)
   end
-  pipeline = core.execution(pipeline) -- which has a correlation id
-  return setmetatable({ config = config, pipeline = pipeline, pool = workers }, mt)
+  return self
 end
 
 return orchestrator

@@ -41,6 +41,23 @@ function outcome.of(results)
   return true, table.unpack(results, 1, results.n)
 end
 
+local function flat(ok, ...)
+  if ok then
+    return ...
+  end
+  return false, (...)
+end
+
+--- Makes a layer of a function that is one but for errors that it may raise, those of users' own
+--- functions in it: they become its outcome.
+---@param layer opero.Layer
+---@return opero.Layer
+function outcome.protected(layer)
+  return function(...)
+    return flat(core.invoke(layer, ...))
+  end
+end
+
 local INTERRUPTED <const> = "interrupted!"
 
 --- Is this an error that no policy may mend: a cancellation, or the user's Ctrl-C? The stand-alone

@@ -86,7 +86,7 @@ sections[#sections + 1] = function() -- contexts
 end
 
 sections[#sections + 1] = function() -- executions
-  local layer = core.execution(core.invoke)
+  local layer = core.execution(core.invoke, core.meter())
   core.run(function()
     for i = 1, 3 do
       local ok, id = layer(function()

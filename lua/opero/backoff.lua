@@ -119,6 +119,7 @@ local function options_of(name, given)
 end
 
 --- For users: constant, linear, exponential, decorrelated.
+---@class opero.backoff.Generators
 backoff.generators = {}
 
 --- Always the same wait. Raises ConfigError.

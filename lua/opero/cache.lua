@@ -287,18 +287,14 @@ function cache.layer(config, next_layer, told)
     return flight
   end
 
-  return outcome.protected(function(fn, ...)
-    local key = key_of(...)
-    if key == nil or key ~= key then
-      return next_layer(fn, ...)
-    end
+  local told_hit = outcome.protected(function(results, key)
+    told:tell("cache_hit", { key = key })
+    return outcome.of(results)
+  end)
+
+  local missed = outcome.protected(function(entry, key, fn, ...)
     local store = store_of(self)
-    local entry = look_up(store, fn, key)
-    if entry and now() < entry.expires then
-      local results = entry.results
-      note("cache_hit", key)
-      return outcome.of(results)
-    elseif entry and now() < entry.failure_expires then
+    if entry and now() < entry.failure_expires then
       local err = entry.failure[1]
       note("cache_hit", key)
       return instead(entry, key, err)
@@ -309,6 +305,26 @@ function cache.layer(config, next_layer, told)
     end
     return instead(entry, key, flight.failure[1])
   end)
+
+  return function(fn, ...)
+    local ok, key = pcall(key_of, ...)
+    if not ok then
+      return false, key
+    elseif key == nil or key ~= key then
+      return next_layer(fn, ...)
+    end
+    local entry = look_up(store_of(self), fn, key)
+    if not entry or now() >= entry.expires then
+      return missed(entry, key, fn, ...)
+    end
+    local results = entry.results
+    if told:note("cache_hit") then
+      return told_hit(results, key)
+    elseif results.n == 1 then
+      return true, results[1]
+    end
+    return outcome.of(results)
+  end
 end
 
 return cache

@@ -110,16 +110,19 @@ circuit_breaker.options = {
 
 -- Of the last calls: a ring of outcomes.
 local function window_of_calls(size)
-  local ring, at, window = {}, 0, { calls = 0, failures = 0 }
+  local ring, at, window = {}, 0, { calls = 0, failures = 0, size = size }
   function window:add(failed)
-    at = at % size + 1
-    if ring[at] ~= nil then
-      self.failures = self.failures - (ring[at] and 1 or 0)
-    else
+    at = at < size and at + 1 or 1
+    local before = ring[at]
+    if before then
+      self.failures = self.failures - 1
+    elseif before == nil then
       self.calls = self.calls + 1
     end
     ring[at] = failed
-    self.failures = self.failures + (failed and 1 or 0)
+    if failed then
+      self.failures = self.failures + 1
+    end
   end
   return window
 end
@@ -383,8 +386,12 @@ function circuit_breaker.layer(config, next_layer, told)
 
   local function finish(trial, circuit, key, round, began, ok, ...)
     if ok then
-      local is_slow = slow_call and now() - began > slow_call or false
-      if trial or is_slow or circuit.window or circuit.failures > 0 then
+      local is_slow, window = slow_call and now() - began > slow_call or false, circuit.window
+      if window and window.calls == window.size and not trial and not is_slow then
+        if circuit.round == round then
+          window:add(false) -- where it is full of calls, a success makes no rate greater
+        end
+      elseif trial or is_slow or circuit.window or circuit.failures > 0 then
         return recorded(trial, circuit, key, round, is_slow, true, ...)
       end
     elseif not outcome.is_final(...) then

@@ -301,23 +301,26 @@ function concurrency.layer(config, next_layer, told)
     return value
   end
 
-  local function sampled(state, began, call, ok, ...)
+  local told_change = outcome.protected(function(limit, before, ...)
+    told:tell("limit_changed", { limit = limit, before = before })
+    return ...
+  end)
+
+  local call = {} -- the one that has just ended; it is not kept by who looks at it
+
+  local function sampled(state, began, limit, phase, ok, ...)
     if ok or not outcome.is_final(...) then
       local before = limit_of(state)
       call.seconds, call.failed, call.in_flight = core.now() - began, not ok, state.in_flight
+      call.limit, call.phase = limit, phase
       state.adaptive:sample(call)
-      local limit = limit_of(state)
-      if limit ~= before and told:note("limit_changed") then
-        told:tell("limit_changed", { limit = limit, before = before })
+      local now = limit_of(state)
+      if now ~= before and told:note("limit_changed") then
+        return told_change(now, before, ok, ...)
       end
     end
     return ok, ...
   end
-
-  local run_sampled = outcome.protected(function(state, fn, ...)
-    local call = { limit = state.adaptive.limit, phase = state.adaptive.phase }
-    return sampled(state, core.now(), call, next_layer(fn, ...))
-  end)
 
   return function(fn, ...)
     local state = state_of(self)
@@ -337,7 +340,8 @@ function concurrency.layer(config, next_layer, told)
     end
     local _ <close> = state.permit
     if state.adaptive then
-      return run_sampled(state, fn, ...)
+      local limit = state.adaptive
+      return sampled(state, core.now(), limit.limit, limit.phase, next_layer(fn, ...))
     end
     return next_layer(fn, ...)
   end

@@ -55,6 +55,8 @@ fallback.arg_field = {
   },
 }
 
+---@class opero.Value what opero.value makes: a fallback
+---@overload fun(...: any): any ...
 local value_mt = {
   __name = "opero.Value",
   __call = function(self)

@@ -28,6 +28,11 @@ typedef struct Slice {
 
 #define SLICE(literal) ((Slice){literal, sizeof(literal) - 1})
 
+/* Of ASCII only, in every locale. */
+static inline char byte_lower(char letter) {
+    return letter >= 'A' && letter <= 'Z' ? (char)(letter + ('a' - 'A')) : letter;
+}
+
 /* Makes room for `more` bytes behind the last one; false when there is no memory for it, or was not
  * before. */
 bool bytes_reserve(Bytes *bytes, size_t more);

@@ -542,8 +542,7 @@ static bool add_secret(Secrets *secrets, Slice name) {
     if (copy == NULL)
         return false;
     for (size_t i = 0; i < name.length; i++)
-        copy[i] = name.data[i] >= 'A' && name.data[i] <= 'Z' ? (char)(name.data[i] + ('a' - 'A'))
-                                                             : name.data[i];
+        copy[i] = byte_lower(name.data[i]);
     names[secrets->count++] = (Slice){copy, name.length};
     return true;
 }

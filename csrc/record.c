@@ -14,15 +14,11 @@ static const char HEX[] = "0123456789abcdef";
 
 /* ---- secrets ------------------------------------------------------------------------------------ */
 
-static char lower(char letter) {
-    return letter >= 'A' && letter <= 'Z' ? (char)(letter + ('a' - 'A')) : letter;
-}
-
 static bool equals_lower(Slice name, Slice lowered) {
     if (name.length != lowered.length)
         return false;
     for (size_t i = 0; i < name.length; i++)
-        if (lower(name.data[i]) != lowered.data[i])
+        if (byte_lower(name.data[i]) != lowered.data[i])
             return false;
     return true;
 }

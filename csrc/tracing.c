@@ -100,8 +100,8 @@ static bool add(Runtime *runtime, Slice fields) {
 static int call_add(lua_State *L) {
     Bytes *fields;
     luaL_checktype(L, 1, LUA_TTABLE);
-    if (runtime_of(L)
-            ->contexts.is_closed) /* the state closes: no finalizer would free what is made now */
+    /* When the state closes, no finalizer would free what is made now. */
+    if (runtime_of(L)->contexts.is_closed)
         return 0;
     fields = push_buffer(L);
     capture_fields(L, 1, fields);

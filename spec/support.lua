@@ -1,5 +1,6 @@
 --- What the specs of the policies share.
 
+local assert = require "luassert"
 local errors = require "opero.errors"
 local opero = require "opero"
 
@@ -50,6 +51,18 @@ function support.refused(fn, ...)
     error("expected a ConfigError, got " .. tostring(err), 2)
   end
   return err
+end
+
+--- Checks that an orchestrator hands results and errors through as they are.
+function support.hands_through(orch)
+  local function echo(...) return ... end
+  assert.same({ n = 4, 1, nil, false }, table.pack(orch:execute(echo, 1, nil, false, nil)))
+  assert.same({ n = 0 }, table.pack(orch:execute(echo)))
+  assert.equal(200, select("#", orch:execute(echo, table.unpack({}, 1, 200))))
+  for _, err in ipairs { "text", 5, false, {} } do
+    assert.equal(err, support.raised(orch.execute, orch, error, err, 0))
+  end
+  assert.is_nil(support.raised(orch.execute, orch, error, nil))
 end
 
 --- A logger that keeps its records: { level, message, fields }.

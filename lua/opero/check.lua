@@ -169,7 +169,10 @@ local function nearest(name, known)
   return best
 end
 
-local function sorted_names(fields)
+--- The keys of a table of which all are strings, in order.
+---@param fields table<string, any>
+---@return string[]
+function check.sorted_names(fields)
   local names = {}
   for name in pairs(fields) do
     names[#names + 1] = name
@@ -189,7 +192,7 @@ local function refuse_unknown(fields, given, path)
   if unknown == nil then
     return
   end
-  local known = sorted_names(fields)
+  local known = check.sorted_names(fields)
   local allowed = "the options are " .. table.concat(known, ", ")
   local near = nearest(unknown, known)
   local advice = near and ('did you mean "%s"?'):format(near) or allowed
@@ -276,7 +279,7 @@ function check.options(spec, given, path)
   end
   refuse_unknown(spec.fields, given, path)
   local options = {}
-  for _, name in ipairs(sorted_names(spec.fields)) do
+  for _, name in ipairs(check.sorted_names(spec.fields)) do
     local field, value = spec.fields[name], given[name]
     if value ~= nil or field.required then
       options[name] = check_field(field, value, check.join(path, name))

@@ -77,18 +77,10 @@ events.logger_field = {
   end,
 }
 
-local function names()
-  local list = {}
-  for name in pairs(events.kinds) do
-    list[#list + 1] = name
-  end
-  table.sort(list)
-  return list
-end
-
 local function check_name(name, path)
   if events.kinds[name] == nil then
-    check.fail(path, name, "the name of an event: " .. table.concat(names(), ", "))
+    check.fail(path, name,
+      "the name of an event: " .. table.concat(check.sorted_names(events.kinds), ", "))
   end
   return name
 end

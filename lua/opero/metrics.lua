@@ -1,5 +1,7 @@
 --- Metrics: the counts and durations of orchestrators that have a name, as text for Prometheus.
 
+local check = require "opero.check"
+
 local metrics = {}
 
 -- Upper bounds of the histogram's buckets, in seconds.
@@ -29,15 +31,6 @@ local function number(value)
   return math.type(value) == "integer" and tostring(value) or ("%.14g"):format(value)
 end
 
-local function sorted_keys(t)
-  local keys = {}
-  for key in pairs(t) do
-    keys[#keys + 1] = key
-  end
-  table.sort(keys)
-  return keys
-end
-
 ---@class opero.metrics.Writer
 local Writer = {}
 Writer.__index = Writer
@@ -63,7 +56,7 @@ local function all()
   for name, orch in pairs(registered) do
     held[name] = orch
   end
-  for i, name in ipairs(sorted_keys(held)) do
+  for i, name in ipairs(check.sorted_names(held)) do
     list[i] = { name = name, stats = held[name]:stats(), orchestrator = held[name] }
   end
   return list
@@ -87,7 +80,7 @@ function metrics.prometheus()
   writer:family("opero_events_total", "counter", "What the policies did, by event.")
   for _, each in ipairs(list) do
     local counts = each.stats.events
-    for _, event in ipairs(sorted_keys(counts)) do
+    for _, event in ipairs(check.sorted_names(counts)) do
       writer:sample("opero_events_total",
         { "orchestrator", each.name, "event", event }, counts[event])
     end

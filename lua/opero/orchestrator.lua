@@ -294,16 +294,6 @@ local mt = {
   end,
 }
 
--- The objects behind options, so that what they know can be asked for. The options stay as they
--- are.
-local function objects_of(config)
-  local given = {}
-  for name, value in pairs(config) do
-    given[name] = value
-  end
-  return pipeline.with_objects(given)
-end
-
 --- Makes an orchestrator. Raises ConfigError.
 ---@param given opero.OrchestratorConfig|{ config: opero.OrchestratorConfig }|nil
 ---@return opero.Orchestrator
@@ -313,7 +303,7 @@ function orchestrator.new(given)
   if workers and type(workers) == "table" then
     workers = pool.open(workers)
   end
-  local told, objects = events.new(config.logger, config.on), objects_of(config)
+  local told, objects = events.new(config.logger, config.on), pipeline.with_objects(config)
   local self = setmetatable({
     config = config,
     pool = workers,

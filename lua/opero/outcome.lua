@@ -2,7 +2,7 @@
 --
 -- An outcome is `true, results...` or `false, err`. A layer is a function `layer(fn, ...)` that
 -- returns an outcome and never raises. A policy makes one around the next one,
--- `policy.layer(config, next, report) -> layer`; the innermost is core.invoke.
+-- `policy.layer(config, next, told) -> layer`; the innermost is core.invoke.
 
 local core = require "opero.core"
 local errors = require "opero.errors"

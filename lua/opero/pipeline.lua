@@ -107,15 +107,12 @@ local function surround(layers, config, layer, told)
   return layer
 end
 
-local function without(config, name)
-  local others = {}
+local function copy(config)
+  local copied = {}
   for key, value in pairs(config) do
-    others[key] = value
+    copied[key] = value
   end
-  if name then
-    others[name] = nil
-  end
-  return others
+  return copied
 end
 
 --- Puts the layers of a completed table of options together, around the innermost one. What has a
@@ -129,7 +126,9 @@ function pipeline.compose(config, innermost, told)
   local others = layer
   if config.fallbacks and config.circuit_breaker_config then
     -- The breaker is the function's: when it is open the fallbacks have to run.
-    others = surround(within, without(config, "circuit_breaker_config"), innermost, told)
+    local unbroken = copy(config)
+    unbroken.circuit_breaker_config = nil
+    others = surround(within, unbroken, innermost, told)
   end
   return surround(around, config, fallback_layer(config, layer, told, others), told)
 end
@@ -150,25 +149,26 @@ local OBJECTS <const> = {
   ["opero.Chaos"] = "chaos_config",
 }
 
---- Puts what has a state in the place of its options, once: a pipeline that stands in several
---- others has one limit, as an object would.
----@param config table completed; it is changed
----@return table config
+--- A copy of the options in which what has a state is an object, made once: a pipeline that stands
+--- in several others has one limit, as an object would.
+---@param config table completed; it stays as it is
+---@return table
 function pipeline.with_objects(config)
   local made = {
     circuit_breaker_config = circuit_breaker, rate_limit_config = rate_limit,
     concurrency_config = concurrency, chaos_config = chaos,
   }
+  local objects = copy(config)
   for name, policy in pairs(made) do
     if config[name] and getmetatable(config[name]) == nil then
-      config[name] = policy.from(config[name])
+      objects[name] = policy.from(config[name])
     end
   end
   if config.retry_config and config.retry_config.budget then
-    config.retry_config = without(config.retry_config)
-    config.retry_config.budget = retry_budget.of(config.retry_config.budget)
+    objects.retry_config = copy(config.retry_config)
+    objects.retry_config.budget = retry_budget.of(config.retry_config.budget)
   end
-  return config
+  return objects
 end
 
 ---@type opero.check.Spec

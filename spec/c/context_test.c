@@ -1,15 +1,12 @@
 #include "context.h"
 
 #include "faults.h"
+#include "slices.h"
 #include "test.h"
 
 /* ---- what every test needs ----------------------------------------------------------------- */
 
 enum { SPARES = 64, KEPT = 1024 }; /* as many are kept for reuse at most, and so much of each */
-
-static Slice slice_of(const char *text) {
-    return (Slice){text, strlen(text)};
-}
 
 static void put_text(Bytes *bytes, const char *name, const char *value) {
     fields_put_string(bytes, slice_of(name));

@@ -1,27 +1,12 @@
 #include "fields.h"
 
 #include "faults.h"
+#include "slices.h"
 #include "test.h"
 
 #include <math.h>
 
 /* ---- what every test needs ----------------------------------------------------------------- */
-
-static Slice slice_of(const char *text) {
-    return (Slice){text, strlen(text)};
-}
-
-/* A copy in a block of just its size: a sanitizer sees who reads past its end. */
-static Slice copy_exactly(Slice from) {
-    char *copy = malloc(from.length > 0 ? from.length : 1);
-    if (from.length > 0)
-        memcpy(copy, from.data, from.length);
-    return (Slice){copy, from.length};
-}
-
-static void free_copy(Slice copy) {
-    free((void *)(uintptr_t)copy.data);
-}
 
 static bool is_same_number(double a, double b) {
     return memcmp(&a, &b, sizeof a) == 0;

@@ -1,6 +1,7 @@
 #include "record.h"
 
 #include "faults.h"
+#include "slices.h"
 #include "test.h"
 
 #include <ctype.h>
@@ -42,22 +43,6 @@ double strtod(const char *text, char **end) {
 
 static const Secrets NO_SECRETS = {.count = 0};
 static const Slice NOTHING = {NULL, 0};
-
-static Slice slice_of(const char *text) {
-    return (Slice){text, strlen(text)};
-}
-
-/* A copy in a block of just its size: a sanitizer sees who reads past its end. */
-static Slice copy_exactly(Slice from) {
-    char *copy = malloc(from.length > 0 ? from.length : 1);
-    if (from.length > 0)
-        memcpy(copy, from.data, from.length);
-    return (Slice){copy, from.length};
-}
-
-static void free_copy(Slice copy) {
-    free((void *)(uintptr_t)copy.data);
-}
 
 static bool check_text(Slice got, const char *wanted) {
     bool is_same = slice_equals(got, slice_of(wanted));

@@ -348,15 +348,7 @@ end)
 describe("results and errors", function()
   it("are handed through as they are", simulated(function()
     for _, options in ipairs { { limit = 1 }, { limit = "adaptive" } } do
-      local orch = limited(options)
-      local function echo(...) return ... end
-      assert.same({ n = 4, 1, nil, false }, table.pack(orch:execute(echo, 1, nil, false, nil)))
-      assert.same({ n = 0 }, table.pack(orch:execute(echo)))
-      assert.equal(200, select("#", orch:execute(echo, table.unpack({}, 1, 200))))
-      for _, err in ipairs { "text", 5, false, {} } do
-        assert.equal(err, raised(orch.execute, orch, error, err, 0))
-      end
-      assert.is_nil(raised(orch.execute, orch, error, nil))
+      support.hands_through(limited(options))
     end
   end))
 end)

@@ -167,6 +167,14 @@ end)
 
 describe("a cancellation in a listener", function()
   -- For each event something that makes it happen, in an execution of 100 s that it suspends.
+  local function trial(config) -- a breaker that lets the next one through
+    config.circuit_breaker_config = { failures = 1, open_for = 0.1 }
+    local orch = opero.Orchestrator(config)
+    orch:try((broken "x"))
+    opero.sleep(0.2)
+    return orch, echo
+  end
+
   local makers = {
     success = function(config) return opero.Orchestrator(config), echo end,
     failure = function(config) return opero.Orchestrator(config), (broken "x") end,
@@ -228,20 +236,8 @@ describe("a cancellation in a listener", function()
       orch:try((broken "x"))
       return orch, echo
     end,
-    breaker_half_open = function(config)
-      config.circuit_breaker_config = { failures = 1, open_for = 0.1 }
-      local orch = opero.Orchestrator(config)
-      orch:try((broken "x"))
-      opero.sleep(0.2)
-      return orch, echo
-    end,
-    breaker_close = function(config)
-      config.circuit_breaker_config = { failures = 1, open_for = 0.1 }
-      local orch = opero.Orchestrator(config)
-      orch:try((broken "x"))
-      opero.sleep(0.2)
-      return orch, echo
-    end,
+    breaker_half_open = trial,
+    breaker_close = trial,
     hedge = function(config)
       config.hedge_config = { delay = 0.1 }
       return opero.Orchestrator(config), function() opero.sleep(50) end
